@@ -1,0 +1,93 @@
+"""The experiment as data: one frozen, strictly typed tree, decoded once from TOML and overrides, without jax.
+
+Every field states its unit, and its source where a number was published. Defaults live here and nowhere else.
+"""
+
+from jaxllm.config.compare import MAY_CHANGE, Difference, differences, refuse_changes
+from jaxllm.config.data import (
+    BytesTokenizer,
+    DataConfig,
+    HuggingFaceTokenizer,
+    PhaseConfig,
+    SentencePieceTokenizer,
+    SourceConfig,
+    TokenizerConfig,
+)
+from jaxllm.config.describe import Row, describe
+from jaxllm.config.dump import dump, resolved
+from jaxllm.config.errors import ConfigError
+from jaxllm.config.experiment import SCHEMA_VERSION, Experiment
+from jaxllm.config.load import load, load_tree
+from jaxllm.config.mesh import AXES, MeshConfig
+from jaxllm.config.model import (
+    AttentionConfig,
+    BlockConfig,
+    Llama3Scaling,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+    RopeConfig,
+)
+from jaxllm.config.optim import (
+    WSD,
+    AdamW,
+    Constant,
+    Cosine,
+    LossScaleConfig,
+    Muon,
+    OptimConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
+from jaxllm.config.train import LossConfig, PrecisionConfig, TrainConfig
+from jaxllm.config.tree import read_toml
+
+__all__ = [
+    "AXES",
+    "MAY_CHANGE",
+    "SCHEMA_VERSION",
+    "WSD",
+    "AdamW",
+    "AttentionConfig",
+    "BlockConfig",
+    "BytesTokenizer",
+    "CheckpointConfig",
+    "ConfigError",
+    "Constant",
+    "Cosine",
+    "DataConfig",
+    "Difference",
+    "EvalConfig",
+    "Experiment",
+    "HuggingFaceTokenizer",
+    "Llama3Scaling",
+    "LogConfig",
+    "LossConfig",
+    "LossScaleConfig",
+    "MLPConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "Muon",
+    "NormConfig",
+    "OptimConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "PrecisionConfig",
+    "RopeConfig",
+    "Row",
+    "RunConfig",
+    "ScheduleConfig",
+    "SentencePieceTokenizer",
+    "SourceConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "describe",
+    "differences",
+    "dump",
+    "load",
+    "load_tree",
+    "read_toml",
+    "refuse_changes",
+    "resolved",
+]

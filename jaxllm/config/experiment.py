@@ -1,0 +1,57 @@
+"""The whole experiment: one tree."""
+
+from jaxllm.config.base import Section, require
+from jaxllm.config.data import DataConfig
+from jaxllm.config.mesh import MeshConfig
+from jaxllm.config.model import ModelConfig
+from jaxllm.config.optim import OptimConfig
+from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
+from jaxllm.config.train import TrainConfig
+
+SCHEMA_VERSION = 1
+
+RENAMED: dict[str, str] = {}
+"""Dotted names of older schema versions and what they are called now, so that an old run resumes."""
+
+
+class Experiment(Section, frozen=True, kw_only=True):
+    """Everything that decides what a run computes.
+
+    Attributes:
+        schema_version: of this tree; written by jaxllm into a run's config.toml.
+        run: place and seed.
+        model: the decoder.
+        data: text, tokens, order and length of the run.
+        mesh: devices.
+        train: one step.
+        optim: from gradients to an update.
+        evaluation: on the held-out split.
+        checkpoint: what is kept.
+        log: what is written down.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.schema_version <= SCHEMA_VERSION,
+            "schema_version",
+            self.schema_version,
+            f"this jaxllm reads versions 1 to {SCHEMA_VERSION}; update jaxllm",
+        )
+        for index, phase in enumerate(self.data.phases):
+            require(
+                phase.batch_size % self.train.accumulate == 0,
+                f"data.phases.{index}.batch_size",
+                phase.batch_size,
+                f"it must be a multiple of train.accumulate = {self.train.accumulate}",
+            )

@@ -1,0 +1,1 @@
+"""Pure maths on arrays and parameter declarations. Layers know axes by logical name only."""

@@ -1,0 +1,70 @@
+"""Token embedding and the head that reads it back.
+
+With the vocabulary over tensor, each device looks up the tokens of its own share and the results are summed; the head's
+logits lie over tensor by vocabulary.
+
+B batch, T sequence, D model, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.layers.linear import contract
+from jaxllm.layers.param import Declaration, Layer, Recipe
+
+
+class Embedding(Layer):
+    """A row of the table a token; the table transposed is the head of a tied model."""
+
+    def __init__(self, vocab_size: int, dim: int, std: float, recipe: Recipe) -> None:
+        declaration = Declaration((vocab_size, dim), ("vocab", "embed"), "embedding", num_inputs=1, std=std)
+        super().__init__(recipe, table=declaration)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """int[B, T] -> [B, T, D] in the compute dtype, laid as the residual stream lies."""
+        rules = self.recipe.rules
+        with jax.named_scope("embed"):
+            table_VD = self.use("table")
+            if not rules.tensor:
+                return table_VD.at[tokens_BT].get(out_sharding=rules.activation("batch", "residual", None))
+            rows = rules.activation("batch", "sequence")
+            table = jax.typeof(table_VD).sharding.spec
+            residual = rules.activation("batch", "residual", None)
+            scatter = rules.sequence_parallel
+            look_up = functools.partial(_look_up_share, scatter=scatter)
+            return jax.shard_map(look_up, in_specs=(table, rows), out_specs=residual)(table_VD, tokens_BT)
+
+    def weight(self) -> jax.Array:
+        """The head's weight of a tied model: [D, V]."""
+        return self.use("table").T
+
+
+def _look_up_share(table_VD: jax.Array, tokens_BT: jax.Array, scatter: bool) -> jax.Array:
+    """Rows of this device's share of the vocabulary, zeros for other tokens, summed over tensor."""
+    num = table_VD.shape[0]
+    local_BT = tokens_BT - jax.lax.axis_index("tensor") * num
+    inside_BT = (local_BT >= 0) & (local_BT < num)
+    rows_BTD = table_VD[jnp.clip(local_BT, 0, num - 1)]
+    found_BTD = jnp.where(inside_BT[:, :, None], rows_BTD, jnp.zeros((), rows_BTD.dtype))
+    if scatter:
+        return jax.lax.psum_scatter(found_BTD, "tensor", scatter_dimension=1, tiled=True)
+    return jax.lax.psum(found_BTD, "tensor")
+
+
+class Head(Layer):
+    """The weight of an untied model's logits."""
+
+    def __init__(self, vocab_size: int, dim: int, std: float, recipe: Recipe) -> None:
+        super().__init__(recipe, kernel=Declaration((dim, vocab_size), ("embed", "vocab"), "head", std=std))
+
+    def weight(self) -> jax.Array:
+        """[D, V] in the compute dtype."""
+        return self.use("kernel")
+
+
+def logits(x_BTD: jax.Array, weight_DV: jax.Array, recipe: Recipe) -> jax.Array:
+    """float32[B, T, V] of a whole sequence: for evaluation and sampling; training reads the head in chunks."""
+    with jax.named_scope("logits"):
+        return contract(x_BTD, weight_DV, ("vocab",), recipe).astype(jnp.float32)

@@ -1,0 +1,113 @@
+"""The one contraction: every matrix product of a model's weights goes through `contract`.
+
+Here are decided the dtype of the product, how its output lies over the mesh, and the form the platform runs fastest.
+
+**Tensor parallelism** (Shoeybi et al. 2019). `enter` brings the residual stream whole to products whose weights lie
+over tensor by their outputs; `leave` sums what products whose weights lie over tensor by their inputs left partial.
+With sequence parallelism (Korthikanti et al. 2022) these are an all-gather and a reduce-scatter of the sequence, else
+nothing and an all-reduce; the types `reduced` and `unreduced` make the backward pass the mirror image, one collective
+for all products that share an input.
+
+**On a CPU** matrix units take bf16 products only where the left operand is contracted over its last, physically
+contiguous dim. The gradient of a weight, x^T dy, is not of that form; there x^T is made physical first.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
+
+from jaxllm.layers.param import Recipe
+from jaxllm.sharding import platform
+
+PRODUCT = "product"
+"""Name of products' results, for rematerialisation; partial sums have none, they are summed first."""
+
+
+def enter(x_BTD: jax.Array, recipe: Recipe) -> jax.Array:
+    """The residual stream as column-parallel products read it: the whole sequence on every device of tensor."""
+    spec = recipe.rules.activation("batch", "sequence", None)
+    return jax.reshard(x_BTD, PartitionSpec(*spec.partitions, reduced=recipe.rules.tensor))
+
+
+def leave(x_BTD: jax.Array, recipe: Recipe) -> jax.Array:
+    """A row-parallel product's partial sums, summed and laid as the residual stream lies."""
+    return checkpoint_name(jax.reshard(x_BTD, recipe.rules.activation("batch", "residual", None)), PRODUCT)
+
+
+def contract(x: jax.Array, w: jax.Array, outputs: tuple[str | None, ...], recipe: Recipe, num_inputs: int = 1) -> jax.Array:
+    """x[B, T, inputs...] times w[inputs..., outputs...] -> [B, T, outputs...] in x's dtype.
+
+    Args:
+        x: activations.
+        w: a weight, as `param.use` gives it.
+        outputs: logical axes of the weight's output dims.
+        recipe: rules and dtypes.
+        num_inputs: dims contracted.
+
+    A product that contracts over a sharded dim returns its partial sums typed `unreduced`: pass them to `leave`.
+    """
+    rules = recipe.rules
+    contracted = jax.typeof(w).sharding.spec.partitions[:num_inputs]
+    partial = rules.tensor if any(entry is not None for entry in contracted) else frozenset()
+    spec = PartitionSpec(*rules.activation("batch", "sequence", *outputs).partitions, unreduced=partial)
+    if _on_one_cpu(x, recipe):
+        batch, inner = x.shape[: x.ndim - num_inputs], math.prod(w.shape[:num_inputs])
+        y = _matmul(x.reshape(-1, inner), w.reshape(inner, -1)).reshape(*batch, *w.shape[num_inputs:])
+    else:
+        first = x.ndim - num_inputs
+        dims = ((tuple(range(first, x.ndim)), tuple(range(num_inputs))), ((), ()))
+        y = jax.lax.dot_general(x, w, dims, out_sharding=spec)
+    return y if partial else checkpoint_name(y, PRODUCT)
+
+
+def weight_gradient(x_BTD: jax.Array, dy_BTF: jax.Array, spec: PartitionSpec, recipe: Recipe) -> jax.Array:
+    """float32[D, F], x^T dy summed over the tokens of a device, for gradients that are written out.
+
+    Args:
+        x_BTD: what was contracted.
+        dy_BTF: the gradient of the product.
+        spec: how the result lies; the mesh axes of the batch are in its `unreduced`.
+        recipe: rules and dtypes.
+    """
+    if _on_one_cpu(x_BTD, recipe):
+        x_ND, dy_NF = x_BTD.reshape(-1, x_BTD.shape[-1]), dy_BTF.reshape(-1, dy_BTF.shape[-1])
+        return _dot(physical_transpose(x_ND), dy_NF, 0)
+    dims = (((0, 1), (0, 1)), ((), ()))
+    return jax.lax.dot_general(x_BTD, dy_BTF, dims, preferred_element_type=jnp.float32, out_sharding=spec)
+
+
+def _on_one_cpu(x: jax.Array, recipe: Recipe) -> bool:
+    return platform() == "cpu" and not recipe.rules.live and x.dtype == jnp.bfloat16
+
+
+@jax.custom_vjp
+def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    return _dot(x, w, 0).astype(x.dtype)
+
+
+def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _matmul(x, w), (x, w)
+
+
+def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    return _dot(dy, w, 1).astype(x.dtype), _dot(physical_transpose(x), dy, 0).astype(w.dtype)
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _dot(x: jax.Array, w: jax.Array, dim: int) -> jax.Array:
+    """Contract x's last dim with w's given dim; float32 out of bf16 is what the units give."""
+    return jax.lax.dot_general(x, w, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def physical_transpose(x: jax.Array) -> jax.Array:
+    """x with its last two dims swapped in memory too; a plain transpose would be folded into the product."""
+    turned = jax.lax.optimization_barrier(x).swapaxes(-1, -2)
+    laid = with_layout_constraint(turned, Layout(major_to_minor=tuple(range(x.ndim))))
+    return jax.lax.optimization_barrier(laid)

@@ -1,0 +1,180 @@
+"""Parameters: declared once, read in one way.
+
+A module holds `nnx.Param`s of `Declaration`s. Initialisation, sharding, weight decay, Muon and name tables read the
+declaration; a step replaces it by an array of the same place in the tree.
+
+**Reading.** `use` casts a weight to the compute dtype and then gathers it to the compute table's spec. What it returns
+is typed `reduced` over the mesh axes of the batch, so its gradient is typed `unreduced`: the backward pass sums it over
+fsdp by a reduce-scatter, in the reduction dtype, and leaves the sum over data to the end of the step, one all-reduce
+for all micro-batches together.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from jaxllm.sharding import Rules, axes_of
+
+GATHERED = "gathered_weight"
+"""Name of weights as products read them, for rematerialisation."""
+
+Role = Literal["matrix", "embedding", "head", "norm", "bias", "router"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What a parameter is.
+
+    Attributes:
+        shape: sizes of its dims.
+        axes: logical axis of each dim.
+        role: what it does; decides weight decay and Muon, never its rank.
+        num_inputs: leading dims, behind the stacked ones, that are contracted with the layer's input; the others are
+            outputs.
+        std: standard deviation of the initial values (normal, cut at three); 0 with `fill` for constants.
+        fill: initial value where std is 0.
+        stacked: leading dims that count layers.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    role: Role
+    num_inputs: int = 1
+    std: float = 0.0
+    fill: float = 0.0
+    stacked: int = 0
+
+    def __post_init__(self) -> None:
+        assert len(self.shape) == len(self.axes), self
+
+    def stack(self, num: int) -> "Declaration":
+        """The same parameter of `num` layers in one array."""
+        return dataclasses.replace(
+            self, shape=(num, *self.shape), axes=("layers", *self.axes), stacked=self.stacked + 1
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        size = 1
+        for dim in self.shape:
+            size *= dim
+        return size
+
+
+Tree = dict[str, Any]
+"""A nested dict with string keys; leaves are Declarations, arrays, shapes or specs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How layers are computed: what they need to know of the mesh and of dtypes.
+
+    Attributes:
+        rules: logical axes -> mesh axes.
+        parameters: dtype of the master weights.
+        compute: dtype of matrix products and of what flows between blocks.
+        reduction: dtype in which gradients are summed.
+    """
+
+    rules: Rules = Rules()
+    parameters: str = "float32"
+    compute: str = "float32"
+    reduction: str = "float32"
+
+
+class Layer(nnx.Module):
+    """A module made of declared parameters."""
+
+    def __init__(self, recipe: Recipe, **declarations: Declaration) -> None:
+        self.recipe = recipe
+        self.declared = tuple(declarations.items())
+        for name, declaration in declarations.items():
+            setattr(self, name, nnx.Param(declaration))
+
+    def use(self, name: str) -> jax.Array:
+        """The parameter as a matrix product reads it: in the compute dtype, gathered to the compute table's spec."""
+        return use(getattr(self, name)[...], dict(self.declared)[name], self.recipe)
+
+
+def use(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:
+    """Cast and gather a weight of one layer (see the module's docstring for its gradient)."""
+    rules = recipe.rules
+    partial = rules.partial(declaration.axes)
+    target = PartitionSpec(*rules.compute(declaration.axes).partitions, reduced=partial)
+    stored = jax.typeof(value).sharding.spec
+    gradient = PartitionSpec(*stored.partitions, unreduced=partial - axes_of(stored))
+
+    @jax.custom_vjp
+    def gather(value: jax.Array) -> jax.Array:
+        return jax.reshard(value.astype(recipe.compute), target)
+
+    def forward(value: jax.Array) -> tuple[jax.Array, None]:
+        return gather(value), None
+
+    def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
+        return (jax.reshard(cotangent.astype(recipe.reduction), gradient).astype(value.dtype),)
+
+    gather.defvjp(forward, backward)
+    with jax.named_scope("gather_weight"):
+        return checkpoint_name(gather(value), GATHERED)
+
+
+def prepare(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:
+    """Type a stored parameter so that its gradients stay partial sums until `rules.gradient` says otherwise."""
+    spec = recipe.rules.storage(declaration.axes)
+    reduced = recipe.rules.partial(declaration.axes) - axes_of(spec)
+    return jax.reshard(value, PartitionSpec(*spec.partitions, reduced=reduced))
+
+
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and leaves of a nested dict, in its order."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, name + ".")
+        else:
+            yield name, value
+
+
+def tree_map(function: Any, tree: Tree, *rest: Tree) -> Tree:
+    """Map over nested dicts; leaves are whatever is not a dict. `function` takes one leaf of each tree."""
+    return {
+        key: tree_map(function, value, *(other[key] for other in rest))
+        if isinstance(value, dict)
+        else function(value, *(other[key] for other in rest))
+        for key, value in tree.items()
+    }
+
+
+def initialise(declaration: Declaration, key: jax.Array, name: str, layers: tuple[int, ...], dtype: str) -> jax.Array:
+    """Initial values of one parameter.
+
+    A layer's values depend on the key, its canonical name and its number only, not on how layers are stacked.
+
+    Args:
+        declaration: what to make.
+        key: the run's key.
+        name: canonical name, without the layer's number.
+        layers: number of each stacked layer; empty for a parameter outside the blocks.
+        dtype: of the result; values are drawn in float32.
+    """
+    if declaration.std == 0:
+        return jnp.full(declaration.shape, declaration.fill, dtype)
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    shape = declaration.shape[declaration.stacked :]
+
+    def draw(key: jax.Array) -> jax.Array:
+        return (declaration.std * jax.random.truncated_normal(key, -3.0, 3.0, shape)).astype(dtype)
+
+    if not layers:
+        return draw(key)
+    drawn = jnp.stack([draw(jax.random.fold_in(key, layer)) for layer in layers])
+    return drawn.reshape(declaration.shape)

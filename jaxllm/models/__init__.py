@@ -1,0 +1,46 @@
+"""The decoder, and the published shapes that it takes.
+
+This file and the families' are values and load without jax; `decoder` is the one forward pass.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from jaxllm.models import llama
+
+PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType({**llama.PRESETS})
+"""Name -> `model` section of the config, as plain data."""
+
+CONTEXT_LENGTHS: Mapping[str, int] = MappingProxyType({**llama.CONTEXT_LENGTHS})
+"""Name -> tokens that the published weights attend over."""
+
+_ALIASES = {**llama.ALIASES}
+
+# Words of published names that say who made the weights or what they were tuned for; the shape is the same.
+_NOT_SHAPE = ("meta", "hf", "base", "chat", "instruct")
+
+
+def find(name: str) -> str:
+    """The preset that a name means: case, separators, owners and tuning are looked past.
+
+    `llama2_7b`, `Llama-2-7B` and `meta-llama/Llama-2-7b-chat-hf` all mean `llama2-7b`.
+
+    Raises:
+        ValueError: no preset is called so; the sentence names the nearest ones.
+    """
+    known = {_key(alias): alias for alias in (*PRESETS, *_ALIASES)}
+    if (found := known.get(_key(name))) is not None:
+        return _ALIASES.get(found, found)
+    spelt = name.rpartition("/")[2].lower()
+    near = difflib.get_close_matches(spelt, PRESETS, n=3)
+    fix = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(PRESETS)}"
+    raise ValueError(f"model.preset = {name!r}: there is no such preset; {fix}")
+
+
+def _key(name: str) -> tuple[str, ...]:
+    """Words and numbers of a name's last part: `meta-llama/Llama-3.1-8B` -> llama, 3, 1, 8, b."""
+    parts = re.findall(r"\d+|[^\W\d_]+", name.strip().rstrip("/").rpartition("/")[2].lower())
+    return tuple(part for part in parts if part not in _NOT_SHAPE)

@@ -1,0 +1,240 @@
+"""The one decoder: embedding, prefix + period x repeats + remainder of blocks, norm, head.
+
+    x = embed(tokens)
+    x = x + attention(norm(x));  x = x + mlp(norm(x))      in each block (pre-norm, Touvron et al. 2023)
+    logits = norm(x) head
+
+Modules are declarations: a `Decoder` is built of values only, and `merge` puts arrays in the place of its parameters.
+The blocks of one slot of the period are stacked in one array and run by one `lax.scan` over the repeats.
+
+B batch, T sequence, D model, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxllm.config import BlockConfig, ModelConfig, NormConfig
+from jaxllm.layers.attention import Attention
+from jaxllm.layers.embed import Embedding, Head, logits
+from jaxllm.layers.linear import PRODUCT
+from jaxllm.layers.mlp import MLP
+from jaxllm.layers.norm import Norm
+from jaxllm.layers.param import GATHERED, Declaration, Recipe, Tree, initialise, leaves
+
+BLOCK_INPUT = "block_input"
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward layer, each behind its norm and added to the residual stream."""
+
+    def __init__(self, model: ModelConfig, config: BlockConfig, recipe: Recipe) -> None:
+        std = model.initializer_std
+        residual_std = std / (2 * model.num_layers) ** 0.5
+        head_dim = model.head_dim(config.attention)
+        self.attention_norm = Norm(config.norm, model.d_model, recipe)
+        self.attention = Attention(config.attention, model.d_model, head_dim, std, residual_std, recipe)
+        self.mlp_norm = Norm(config.norm, model.d_model, recipe)
+        self.mlp = MLP(config.mlp, model.d_model, std, residual_std, recipe)
+
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits: float32[B, T, V].
+    """
+
+    logits: jax.Array
+
+
+jax.tree_util.register_dataclass(Output)
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer.
+
+    Args:
+        config: its shape; `vocab_size` must be set.
+        recipe: mesh rules and dtypes.
+        remat: what the backward pass computes again, as in `TrainConfig.remat`.
+        unroll: straight code instead of a scan.
+    """
+
+    def __init__(self, config: ModelConfig, recipe: Recipe, remat: str = "none", unroll: bool = False) -> None:
+        assert config.vocab_size > 0, "the vocabulary's size is resolved before the model is built"
+        self.config, self.recipe, self.remat, self.unroll = config, recipe, remat, unroll
+        std = config.initializer_std
+        self.embedding = Embedding(config.vocab_size, config.d_model, std, recipe)
+        self.prefix = _stacks(config, config.prefix, 1, recipe)
+        self.period = _stacks(config, config.slots if config.num_repeats else (), config.num_repeats, recipe)
+        self.remainder = _stacks(config, config.remainder, 1, recipe)
+        self.norm = Norm(config.norm if config.norm else NormConfig(), config.d_model, recipe)
+        if not config.tie_embeddings:
+            self.head = Head(config.vocab_size, config.d_model, std, recipe)
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """int[B, T] -> [B, T, D]."""
+        return self.embedding(tokens_BT)
+
+    def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        """All blocks, first to last: [B, T, D] -> [B, T, D]."""
+        run = functools.partial(_run_block, positions_BT=positions_BT, segments_BT=segments_BT)
+        run = _rematerialise(run, self.remat, sharded=bool(self.recipe.rules.live))
+
+        def once(x_BTD: jax.Array, slots: list[Block]) -> tuple[jax.Array, None]:
+            for block in slots:
+                x_BTD = run(x_BTD, block)
+            return x_BTD, None
+
+        for group, num in ((self.prefix, 1), (self.period, self.config.num_repeats), (self.remainder, 1)):
+            if len(group):
+                with jax.named_scope("blocks"):
+                    x_BTD, _ = jax.lax.scan(once, x_BTD, list(group), unroll=num if self.unroll else 1)
+        return x_BTD
+
+    def final(self, x_BTD: jax.Array) -> jax.Array:
+        """The last norm: what the head reads, [B, T, D]."""
+        return self.norm(x_BTD)
+
+    def head_weight(self) -> jax.Array:
+        """The head's weight in the compute dtype: [D, V]."""
+        return self.embedding.weight() if self.config.tie_embeddings else self.head.weight()
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, segments_BT: jax.Array | None = None
+    ) -> Output:
+        """Logits of every position.
+
+        Args:
+            tokens_BT: int[B, T].
+            positions_BT: int[B, T], 0, 1, 2, ... by default.
+            segments_BT: int[B, T], documents of a packed row; one by default.
+        """
+        if positions_BT is None:
+            positions_BT = jax.lax.broadcasted_iota("int32", tokens_BT.shape, 1)
+            positions_BT = jax.reshard(positions_BT, jax.typeof(tokens_BT).sharding.spec)
+        if segments_BT is None:
+            segments_BT = tokens_BT * 0 + 1
+        x_BTD = self.blocks(self.embed(tokens_BT), positions_BT, segments_BT)
+        x_BTD = self.final(x_BTD)
+        spec = self.recipe.rules.activation("batch", "sequence", None)
+        return Output(logits(jax.reshard(x_BTD, spec), self.head_weight(), self.recipe))
+
+
+def _run_block(x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    return block(x_BTD, positions_BT, segments_BT)
+
+
+def _rematerialise(run: Callable[..., jax.Array], remat: str, sharded: bool) -> Callable[..., jax.Array]:
+    """A block's function whose backward pass keeps what the policy says."""
+    policies = jax.checkpoint_policies
+    match remat:
+        case "none" if not sharded:
+            return run
+        case "none":  # gathered weights are never kept: together they are the whole model
+            policy = policies.save_anything_except_these_names(GATHERED)
+        case "dots":
+            policy = policies.save_only_these_names(PRODUCT)
+        case "block":
+            policy = policies.nothing_saveable
+        case "offload":
+            policy = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=[BLOCK_INPUT],
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        case _:
+            raise AssertionError(remat)
+    return jax.checkpoint(run, policy=policy, prevent_cse=False)
+
+
+def _stacks(model: ModelConfig, slots: tuple[BlockConfig, ...], num: int, recipe: Recipe) -> nnx.List:
+    """One stacked block a slot."""
+    return nnx.List([_stack(Block(model, slot, recipe), num) for slot in slots])
+
+
+def _stack(block: Block, num: int) -> Block:
+    return jax.tree.map(lambda declaration: declaration.stack(num), block, is_leaf=_is_declaration)
+
+
+def _is_declaration(leaf: object) -> bool:
+    return isinstance(leaf, Declaration)
+
+
+def layer_numbers(config: ModelConfig, name: str) -> tuple[int, ...]:
+    """Numbers of the layers stacked in the parameter of a dotted name; empty outside the blocks.
+
+    Examples: `period.0.mlp.up` of 4 layers, period 1: (0, 1, 2, 3); `norm.scale`: ().
+    """
+    group, _, rest = name.partition(".")
+    if group not in ("prefix", "period", "remainder"):
+        return ()
+    slot = int(rest.partition(".")[0])
+    num_prefix, num_slots = len(config.prefix), len(config.slots)
+    if group == "prefix":
+        return (slot,)
+    if group == "period":
+        return tuple(num_prefix + repeat * num_slots + slot for repeat in range(config.num_repeats))
+    return (num_prefix + config.num_repeats * num_slots + slot,)
+
+
+def canonical_name(name: str) -> str:
+    """A dotted name without its place in the stack: `period.0.mlp.up` -> `layers.mlp.up`."""
+    group, _, rest = name.partition(".")
+    if group not in ("prefix", "period", "remainder"):
+        return name
+    return "layers." + rest.partition(".")[2]
+
+
+def declarations(decoder: Decoder) -> Tree:
+    """The parameters' declarations as a nested dict with string keys."""
+    return cast(Tree, _strings(nnx.to_pure_dict(nnx.state(decoder))))
+
+
+def merge(decoder: Decoder, params: Tree) -> Decoder:
+    """The decoder with arrays in the place of its declarations."""
+    graph, state = nnx.split(decoder)
+    flat = nnx.to_flat_state(state)
+    values = dict(leaves(params))
+    filled = [(path, leaf.replace(values[".".join(map(str, path))])) for path, leaf in flat]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def _strings(tree: Any) -> Any:
+    return {str(key): _strings(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def init(decoder: Decoder, key: jax.Array, dtype: str) -> Tree:
+    """Initial parameters; each layer's depend on the key and on its number, not on how layers are stacked."""
+    names = leaves(declarations(decoder))
+    made = {
+        name: initialise(leaf, key, canonical_name(name), layer_numbers(decoder.config, name), dtype)
+        for name, leaf in names
+    }
+    return nest(made)
+
+
+def nest(flat: dict[str, Any]) -> Tree:
+    """Dotted names -> nested dict."""
+    tree: Tree = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree

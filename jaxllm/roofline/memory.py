@@ -1,0 +1,245 @@
+"""What a decoder occupies: training state, activations, logits, key-value cache, in closed form from the config.
+
+Letters as in `transformer`. All results are bytes of one device, rounded up to whole values.
+
+Sources: the book, chapters 4 (key-value cache, rematerialisation) and 5 (state); Korthikanti et al. 2022, section 4,
+for the way of counting activations, here with grouped queries, a gated feed-forward layer and no dropout; Rajbhandari
+et al. 2020 (ZeRO) for what fsdp shards.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxllm.config import AdamW, BlockConfig, ModelConfig, OptimizerConfig, PrecisionConfig
+from jaxllm.roofline.transformer import parameters, vocabulary
+
+BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+"""Bytes of a value, by dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """Over how many devices a parameter's copies are split; more devices than that hold copies of their own.
+
+    Attributes:
+        parameters: pieces of the master weights.
+        gradients: pieces of their gradients.
+        optimizer: pieces of the moments.
+    """
+
+    parameters: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+
+
+def shards(sizes: Mapping[str, int], zero: Literal[1, 2, 3]) -> Shards:
+    """The shards of a mesh: tensor splits everything; fsdp and expert split what ZeRO's stage says.
+
+    Args:
+        sizes: devices along each mesh axis, none of them -1; absent axes have one.
+        zero: 3 parameters, gradients and optimizer state, 2 gradients and optimizer state, 1 optimizer state only.
+    """
+    tensor = sizes.get("tensor", 1)
+    full = tensor * sizes.get("fsdp", 1) * sizes.get("expert", 1)
+    return Shards(
+        parameters=full if zero == 3 else tensor,
+        gradients=full if zero >= 2 else tensor,
+        optimizer=full,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBytes:
+    """Bytes of the training state on one device.
+
+    Attributes:
+        parameters: the master weights. There is no second copy beside them: what a matrix product reads is cast and
+            gathered when it is read, one weight at a time.
+        gradients: their sum over micro-batches; it exists only within a step.
+        optimizer: the moments.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+def state_bytes(
+    model: ModelConfig,
+    precision: PrecisionConfig,
+    optimizer: OptimizerConfig,
+    shards: Shards = Shards(),
+) -> StateBytes:
+    """Parameters, gradients and moments on one device (the book, chapter 5; ZeRO, section 3).
+
+    With n parameters, of which m are matrices of the blocks: AdamW keeps 2 n values, Muon m and 2 (n - m), all in the
+    dtype of the parameters: 16 bytes a parameter in all for float32 and AdamW, on one device. Norm scales, a few
+    in a hundred thousand of all values, are never sharded.
+
+    Raises:
+        ValueError: the vocabulary is not known yet.
+    """
+    count = parameters(model)
+    matrices = count.attention + count.mlp
+    rest = count.embedding + count.head
+    moments = 2 * (matrices + rest) if isinstance(optimizer, AdamW) else matrices + 2 * rest
+    width = BYTES[precision.parameters]
+    return StateBytes(
+        parameters=width * (_share(matrices + rest, shards.parameters) + count.norm),
+        gradients=BYTES[precision.reduction] * (_share(matrices + rest, shards.gradients) + count.norm),
+        optimizer=width * (_share(moments, shards.optimizer) + 2 * count.norm),
+    )
+
+
+def _share(values: int, pieces: int) -> int:
+    return -(-values // pieces)
+
+
+def kv_cache_bytes(model: ModelConfig, tokens: int, bytes_per_element: int) -> int:
+    """Keys and values of so many cached tokens, all sequences together: 2 x bytes x tokens x K H, summed over blocks.
+
+    (The book, chapter 4.)
+    """
+    widths = (block.attention.kv_heads * model.head_dim(block.attention) for block in model.blocks)
+    return 2 * bytes_per_element * tokens * sum(widths)
+
+
+def logits_bytes(model: ModelConfig, tokens: int, chunk: int, bytes_per_element: int, tensor: int = 1) -> int:
+    """Logits in float32 and their gradient in the compute dtype, of as many tokens as have them at a time.
+
+    Args:
+        model: the decoder, with its vocabulary known.
+        tokens: of a micro-batch on one device.
+        chunk: `train.loss.chunk`: tokens whose logits exist at a time; 0 means all.
+        bytes_per_element: of the compute dtype.
+        tensor: devices that the vocabulary is split over.
+
+    Returns:
+        min(chunk, tokens) x V / tensor x (4 + bytes_per_element).
+    """
+    rows = min(chunk or tokens, tokens)
+    return rows * _share(vocabulary(model), tensor) * (BYTES["float32"] + bytes_per_element)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationBytes:
+    """Bytes of a micro-batch's activations on one device, and beside it.
+
+    Attributes:
+        kept: from a block's forward pass to its backward pass, all blocks together.
+        working: what the backward pass of one block holds beside `kept`; of the largest block.
+        host: kept in host memory instead.
+    """
+
+    kept: int
+    working: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """On the device: kept and working."""
+        return self.kept + self.working
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Values a token, by what divides them over tensor: heads and units always, the residual stream if asked."""
+
+    residual: int = 0
+    whole: int = 0
+    split: int = 0
+    statistics: int = 0
+
+    def bytes(self, tokens: int, bytes_per_element: int, tensor: int, sequence_parallel: bool) -> int:
+        values = _share(tokens, tensor if sequence_parallel else 1) * self.residual
+        values += tokens * (self.whole + _share(self.split, tensor))
+        return bytes_per_element * values + BYTES["float32"] * tokens * _share(self.statistics, tensor)
+
+
+def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
+    """What a block keeps for its backward pass, as JAX differentiates `models.decoder.Block`."""
+    attention, head_dim = block.attention, model.head_dim(block.attention)
+    match remat:
+        case "none":
+            # Two norms keep their input and their output. Attention's output is kept as the kernel and as the
+            # projection read it. silu(gate) x up keeps gate, up, their product and three more on the way there.
+            return _Values(
+                residual=2 * model.d_model,
+                whole=2 * model.d_model,
+                split=(3 * attention.num_heads + 2 * attention.kv_heads) * head_dim + 6 * block.mlp.d_ff,
+                statistics=attention.num_heads,
+            )
+        case "dots":
+            return _Values(
+                residual=2 * model.d_model,
+                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + 2 * block.mlp.d_ff,
+            )
+        case "block":
+            return _Values(residual=model.d_model)
+        case _:
+            return _Values()
+
+
+def _read(model: ModelConfig, block: BlockConfig) -> _Values:
+    """What the products and kernels of a block's backward pass read; all else is fused into them."""
+    attention, head_dim = block.attention, model.head_dim(block.attention)
+    return _Values(
+        residual=2 * model.d_model,
+        whole=2 * model.d_model,
+        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + 3 * block.mlp.d_ff,
+        statistics=attention.num_heads,
+    )
+
+
+def activation_bytes(
+    model: ModelConfig,
+    tokens: int,
+    remat: Literal["none", "dots", "block", "offload"],
+    bytes_per_element: int,
+    tensor: int = 1,
+    sequence_parallel: bool = False,
+) -> ActivationBytes:
+    """What the blocks keep for the backward pass, by what is computed again (the book, chapter 4).
+
+    Values that a token keeps in a block:
+
+        none      4 D + (3 N + 2 K) H + 6 F   all that differentiation asks for, and N log-sum-exps in float32
+        dots      2 D + (N + 2 K) H + 2 F     the block's input and the products' results: the book's seven
+        block     D                           the block's input
+        offload   D, in host memory           the same
+
+    Beside them the backward pass of one block works on what it computes again, of the 4 D + 2 (N + K) H + 3 F values
+    a token that its products read, and on the gradients of gate and up, 2 F.
+
+    Assumed: a fused attention kernel that keeps no scores, the compute dtype for every value, and a compiler that
+    fuses what lies between two products. Not counted: buffers of collectives, weights in the compute dtype, and what
+    comes before and after the blocks (see `logits_bytes`).
+
+    Args:
+        model: the decoder.
+        tokens: of a micro-batch on one device.
+        remat: `train.remat`.
+        bytes_per_element: of the compute dtype.
+        tensor: devices that heads and feed-forward units are split over.
+        sequence_parallel: whether the residual stream is split over them too (Korthikanti et al. 2022).
+    """
+
+    def size(values: _Values) -> int:
+        return values.bytes(tokens, bytes_per_element, tensor, sequence_parallel)
+
+    def working(block: BlockConfig) -> int:
+        again = size(_read(model, block)) - size(_kept(model, block, remat))
+        return max(again, 0) + size(_Values(split=2 * block.mlp.d_ff))
+
+    inputs = size(_Values(residual=model.d_model)) * model.num_layers
+    return ActivationBytes(
+        kept=sum(size(_kept(model, block, remat)) for block in model.blocks),
+        working=max(working(block) for block in model.blocks),
+        host=inputs if remat == "offload" else 0,
+    )

@@ -1,0 +1,89 @@
+"""A model in numbers, as `jaxllm show` prints it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.roofline.memory import BYTES, activation_bytes, kv_cache_bytes, logits_bytes, shards, state_bytes
+from jaxllm.roofline.transformer import Convention, flops_per_token, parameters
+
+_TRAIN = TrainConfig()
+_ADAMW = AdamW()
+_ONE_DEVICE: Mapping[str, int] = {}
+
+
+def summarise(
+    model: ModelConfig,
+    sequence_length: int,
+    *,
+    name: str = "",
+    train: TrainConfig = _TRAIN,
+    optimizer: OptimizerConfig = _ADAMW,
+    mesh: Mapping[str, int] = _ONE_DEVICE,
+    zero: Literal[1, 2, 3] = 3,
+    sequence_parallel: bool = False,
+    tokens: int = 0,
+) -> dict[str, Any]:
+    """Parameters, FLOPs and bytes of a model, as plain data that JSON can hold.
+
+    Args:
+        model: the decoder, with its vocabulary known.
+        sequence_length: tokens of a sequence.
+        name: what to call the model.
+        train: dtypes, rematerialisation and loss chunk.
+        optimizer: whose moments are counted.
+        mesh: devices along each axis, none of them -1; absent axes have one.
+        zero: as in `MeshConfig.zero`.
+        sequence_parallel: as in `MeshConfig.sequence_parallel`.
+        tokens: of a micro-batch on one device; 0 leaves activations and logits out.
+
+    Returns:
+        name, sequence_length; parameters: total, active and by part; flops_per_token: by convention;
+        memory_per_device: bytes by what they hold, their total last; kv_cache_bytes_per_token; compute: the dtype of
+        activations, logits' gradients and cached keys and values.
+
+    Raises:
+        ValueError: the vocabulary is not known yet.
+    """
+    count = parameters(model)
+    compute = train.precision.compute
+    width = BYTES[compute]
+    state = state_bytes(model, train.precision, optimizer, shards(mesh, zero))
+    memory = asdict(state)
+    if tokens:
+        tensor = mesh.get("tensor", 1)
+        kept = activation_bytes(model, tokens, train.remat, width, tensor, sequence_parallel)
+        memory |= {
+            "activations": kept.total,
+            "logits": logits_bytes(model, tokens, train.loss.chunk, width, tensor),
+        }
+    return {
+        "name": name,
+        "sequence_length": sequence_length,
+        "parameters": {"total": count.total, "active": count.active, **asdict(count)},
+        "flops_per_token": {str(way): flops_per_token(model, sequence_length, way) for way in Convention},
+        "memory_per_device": {**memory, "total": sum(memory.values())},
+        "kv_cache_bytes_per_token": kv_cache_bytes(model, 1, width),
+        "compute": compute,
+    }
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """A summary as lines for people."""
+    parts = summary["parameters"]
+    shares = (f"{part.replace('_', ' ')} {parts[part]:,}" for part in ("embedding", "head", "attention", "mlp", "norm"))
+    rows = [
+        ("parameters", f"{parts['total']:,}"),
+        ("", ", ".join(shares)),
+        ("FLOPs per token", f"in training on sequences of {summary['sequence_length']:,} tokens, by convention"),
+    ]
+    rows += [
+        (f"  {way}", f"{flops:.4e}  {Convention(way).formula}") for way, flops in summary["flops_per_token"].items()
+    ]
+    rows.append(("memory per device", "in training, before buffers of the compiler and of collectives"))
+    rows += [(f"  {part}", f"{size / 1e9:,.3f} GB") for part, size in summary["memory_per_device"].items()]
+    cache = f"{summary['kv_cache_bytes_per_token']:,} bytes a token of each sequence, in {summary['compute']}"
+    rows.append(("key-value cache", cache))
+    lines = [f"{label:<20}{value}".rstrip() for label, value in rows]
+    return "\n".join([summary["name"], *lines] if summary["name"] else lines)

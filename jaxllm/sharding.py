@@ -1,0 +1,257 @@
+"""Meshes, and the tables that say which mesh axes a logical axis lies over.
+
+Layers speak of logical axes only (`embed`, `heads`, `batch`, ...); this file alone knows the mesh axes. The mesh is
+explicit (`AxisType.Explicit`): shardings are part of array types, so that a wrong one fails while tracing.
+
+Three tables hold for parameters. `storage` is how a step receives and returns them, `compute` how a matrix product
+reads them, `optimizer` how moments are kept and the update is computed; ZeRO 1 to 3 (Rajbhandari et al. 2020) are
+three choices of the first. One table holds for activations.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from jaxllm.config import AXES, MeshConfig, ModelConfig
+
+BATCH_AXES = ("data", "fsdp", "expert")
+"""Mesh axes that the samples of a batch lie over."""
+
+ACROSS_SLICES = ("pipe", "data")
+"""Mesh axes that may cross the slower network between slices, in order of preference reversed."""
+
+_WEIGHTS_OVER_TENSOR = ("heads", "kv_heads", "mlp", "vocab")
+_WHOLE_WEIGHT_DIMS = ("norm", "head_dim", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes, for parameters and activations. Static: two equal rules are one.
+
+    Attributes:
+        live: mesh axes of more than one device; the others never appear in a spec, so that one device means no
+            sharding at all.
+        zero: what fsdp shards, as in `MeshConfig.zero`.
+        sequence_parallel: whether the residual stream's sequence lies over tensor.
+    """
+
+    live: frozenset[str] = frozenset()
+    zero: int = 3
+    sequence_parallel: bool = False
+
+    def _spec(self, table: Mapping[str, tuple[str, ...]], names: Sequence[str | None], what: str) -> PartitionSpec:
+        entries: list[tuple[str, ...] | None] = []
+        taken: dict[str, str] = {}
+        for name in names:
+            axes = tuple(axis for axis in table[name] if axis in self.live) if name is not None else ()
+            for axis in axes:
+                if axis in taken:
+                    raise ValueError(
+                        f"{what} dims {tuple(names)}: mesh axis {axis!r} would shard both {taken[axis]!r} and {name!r}"
+                    )
+                taken[axis] = str(name)
+            entries.append(axes or None)
+        return PartitionSpec(*entries)
+
+    def _parameter_table(self, embed: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        table: dict[str, tuple[str, ...]] = {name: ("tensor",) for name in _WEIGHTS_OVER_TENSOR}
+        return table | dict.fromkeys(_WHOLE_WEIGHT_DIMS, ()) | {"embed": embed}
+
+    def storage(self, names: Sequence[str | None]) -> PartitionSpec:
+        """How a parameter lies between steps."""
+        sharded = self.zero == 3
+        return self._spec(self._parameter_table(("fsdp", "expert") if sharded else ()), names, "parameter")
+
+    def compute(self, names: Sequence[str | None]) -> PartitionSpec:
+        """How a matrix product reads a parameter."""
+        return self._spec(self._parameter_table(()), names, "parameter")
+
+    def optimizer(self, names: Sequence[str | None]) -> PartitionSpec:
+        """How the moments of a parameter lie, and its update is computed."""
+        return self._spec(self._parameter_table(("fsdp", "expert")), names, "parameter")
+
+    def gradient(self, names: Sequence[str | None]) -> PartitionSpec:
+        """How a parameter's gradient lies while micro-batches add to it, before what is left unreduced is summed."""
+        return self.optimizer(names) if self.zero >= 2 else self.storage(names)
+
+    def activation(self, *names: str | None) -> PartitionSpec:
+        """How an activation lies. `sequence` is whole over tensor, `residual` is the sequence between blocks."""
+        table = {name: ("tensor",) for name in _WEIGHTS_OVER_TENSOR} | {
+            "batch": BATCH_AXES,
+            "sequence": ("context",),
+            "residual": ("context", "tensor") if self.sequence_parallel else ("context",),
+        }
+        return self._spec(table, names, "activation")
+
+    def partial(self, names: Sequence[str | None]) -> frozenset[str]:
+        """Mesh axes over which a parameter's gradient is a partial sum: each device saw other tokens."""
+        tokens = {*BATCH_AXES, "context"}
+        if self.sequence_parallel and "norm" in names:
+            tokens.add("tensor")  # norms work on the sharded residual stream
+        return self.live & tokens
+
+    @property
+    def tensor(self) -> frozenset[str]:
+        """The tensor axis, where it has more than one device."""
+        return self.live & {"tensor"}
+
+
+def make_rules(config: MeshConfig, sizes: Mapping[str, int]) -> Rules:
+    """The tables that a mesh config asks for, on a mesh of the given sizes."""
+    live = frozenset(axis for axis, size in sizes.items() if size > 1)
+    return Rules(live=live, zero=config.zero, sequence_parallel=config.sequence_parallel and "tensor" in live)
+
+
+def axes_of(spec: PartitionSpec) -> frozenset[str]:
+    """Mesh axes that a spec shards over."""
+    return frozenset(
+        axis
+        for entry in spec.partitions
+        if entry is not None
+        for axis in (entry if isinstance(entry, tuple) else (entry,))
+    )
+
+
+def resolve(config: MeshConfig, num_devices: int) -> dict[str, int]:
+    """Sizes of all axes for a number of devices, -1 worked out.
+
+    Raises:
+        ValueError: when the axes need more devices than there are, or do not divide them.
+    """
+    sizes = dict(zip(AXES, config.shape, strict=True))
+    known = math.prod(size for size in sizes.values() if size != -1)
+    asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items() if size not in (1, -1)) or "mesh"
+    if known > num_devices:
+        raise ValueError(
+            f"{asked}: this needs {known} devices and there {'is' if num_devices == 1 else 'are'} {num_devices}; "
+            f"make the axes smaller, or simulate devices with XLA_FLAGS=--xla_force_host_platform_device_count={known}"
+        )
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if num_devices % known or (not free and known != num_devices):
+        raise ValueError(
+            f"{asked}: the axes multiply to {known}, which "
+            + (f"does not divide {num_devices} devices" if num_devices % known else f"uses only {known} of {num_devices}")
+            + "; set one axis to -1 to use what is left"
+            * (not free)
+        )
+    for axis in free:
+        sizes[axis] = num_devices // known
+    return sizes
+
+
+def slice_sizes(config: MeshConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many slices each axis crosses: all of `mesh.slices` lies on data, or on pipe where data cannot hold it.
+
+    Raises:
+        ValueError: when neither is a multiple of `mesh.slices`.
+    """
+    for axis in reversed(ACROSS_SLICES):
+        if sizes[axis] % config.slices == 0:
+            return {name: config.slices if name == axis else 1 for name in AXES}
+    raise ValueError(
+        f"mesh.slices = {config.slices}: only mesh.data and mesh.pipe may cross slices, and neither "
+        f"({sizes['data']}, {sizes['pipe']}) is a multiple of it; raise mesh.data"
+    )
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The explicit mesh of a config over devices (all of this run by default), present or absent.
+
+    Raises:
+        ValueError: when the axes do not fit the devices, or the slices the axes.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = resolve(config, len(devices))
+    across = slice_sizes(config, sizes)
+    within = [sizes[axis] // across[axis] for axis in AXES]
+    if config.slices == 1:
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    elif len({getattr(device, "slice_index", 0) for device in devices}) == 1:
+        # Simulated devices know no slices: consecutive ones stand in for them.
+        groups = np.array(devices).reshape(config.slices, *within)
+        axis = next(index for index, name in enumerate(AXES) if across[name] > 1)
+        grid = np.concatenate(list(groups), axis=axis)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, [across[axis] for axis in AXES], devices, allow_split_physical_axes=True
+        )
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def make_abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
+    """A mesh without devices: enough for shapes, shardings and tracing.
+
+    Raises:
+        ValueError: as `make_mesh`.
+    """
+    sizes = resolve(config, num_devices)
+    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def absent_devices(platform: str, topology: str, num_slices: int = 1, **options: object) -> list[jax.Device]:
+    """Devices of a machine that is not here, good for compiling only.
+
+    Args:
+        platform: `tpu` (needs libtpu) or `cuda` (needs jax's CUDA plugin).
+        topology: `v5p:2x4x4`, `v5e:4x4`, ... for TPUs; `HOSTSxNODESxGPUS` such as `1x1x8` for GPUs.
+        num_slices: groups joined by the slower network only.
+        options: passed on to the compiler's plugin (`target_config` for GPUs).
+    """
+    if num_slices > 1:
+        options["num_slices"] = num_slices
+    return list(topologies.get_topology_desc(platform=platform, topology_name=topology, **options).devices)
+
+
+def platform() -> str:
+    """Platform that the ambient mesh computes on: `cpu`, `gpu` or `tpu`, also when its devices are absent."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    return "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)
+
+
+def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """Refuse a mesh that cannot split a model evenly.
+
+    Raises:
+        ValueError: naming the mesh axis, the model's field and both numbers.
+    """
+    tensor = sizes["tensor"]
+    dense = sizes["fsdp"] * sizes["expert"]
+    needs = [(f"mesh.tensor = {tensor}", tensor, "model.vocab_size", model.vocab_size)]
+    needs.append((f"mesh.fsdp x mesh.expert = {dense}", dense, "model.d_model", model.d_model))
+    for block in model.blocks:
+        needs += [
+            (f"mesh.tensor = {tensor}", tensor, "model.attention.num_heads", block.attention.num_heads),
+            (f"mesh.tensor = {tensor}", tensor, "model.attention.num_kv_heads", block.attention.kv_heads),
+            (f"mesh.tensor = {tensor}", tensor, "model.mlp.d_ff", block.mlp.d_ff),
+        ]
+    for what, size, field, value in needs:
+        if value % size:
+            raise ValueError(f"{what} does not divide {field} = {value}; choose a divisor of {value}")
+
+
+def check_batch(batch_size: int, accumulate: int, sequence_length: int, sizes: Mapping[str, int], sequence_parallel: bool) -> None:
+    """Refuse a batch that the mesh cannot split evenly.
+
+    Raises:
+        ValueError: naming the mesh axes, the field and both numbers.
+    """
+    rows = math.prod(sizes[axis] for axis in BATCH_AXES)
+    if batch_size // accumulate % rows:
+        micro = f"batch_size {batch_size} / train.accumulate {accumulate} = {batch_size // accumulate} samples"
+        raise ValueError(
+            f"data.phases.0.batch_size = {batch_size}: mesh.data x mesh.fsdp x mesh.expert = {rows} does not divide "
+            f"a micro-batch ({micro}); use a multiple of {rows * accumulate}"
+        )
+    columns = sizes["context"] * (sizes["tensor"] if sequence_parallel else 1)
+    if sequence_length % columns:
+        raise ValueError(
+            f"data.phases.0.sequence_length = {sequence_length}: it must be a multiple of {columns} "
+            "(mesh.context, and mesh.tensor with mesh.sequence_parallel)"
+        )

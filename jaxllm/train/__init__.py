@@ -1,0 +1,1 @@
+"""Training: objectives, gradients, the step and the loop around it."""

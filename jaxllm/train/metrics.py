@@ -1,0 +1,220 @@
+"""What a run writes down: metrics.jsonl and events.jsonl, one JSON object a line, appended and never rewritten.
+
+A line is written by one system call, so a killed process leaves at most one unfinished line, the last. Opening the
+file again cuts that line off. Reading leaves it out with a warning in the log; any other line that is not a record
+stops the reader: nothing is skipped silently.
+
+JSON has no number for what a diverged run logs. Such numbers are written as the strings "NaN", "Infinity" and
+"-Infinity" (as protobuf's JSON mapping does), which every JSON parser accepts and Python's `float`, JavaScript's
+`Number` and pandas turn into the number. The readers here give floats back. Finite floats are written with the fewest
+digits that read back to the same bits.
+
+A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
+
+    loss, unigram and held-out losses      nats per token
+    tokens_per_second, tokens_seen         tokens, over all devices
+    step_seconds, data_seconds             seconds of a step; of it, waiting for data
+    mfu                                    a fraction, by the convention that the `started` event names
+    memory_bytes                           peak of the fullest device
+    skipped                                1 where the update was dropped, else 0
+
+After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
+step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:
+
+    started, resumed     name, parameters, devices (text), mesh ({axis: size}), steps and tokens of the whole run,
+                         unigram_entropy (nats per token), mfu_convention (text), directory
+    evaluated            set ("held_out", ...), loss, perplexity, bits_per_byte
+    finished             loss, perplexity, bits_per_byte, seconds, prompt and sample (text)
+
+Every fact is optional to the readers.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+EVENT_NAMES = (
+    "started",
+    "resumed",
+    "saved",
+    "evaluated",
+    "skipped",
+    "spiked",
+    "rolled_back",
+    "preempted",
+    "finished",
+)
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_BLOCK = 1 << 16
+
+_log = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """A file that grows by one JSON object a line; made, with its directory, if absent, and repaired if torn."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        _cut_unfinished_line(self._descriptor)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record. Values: numbers, texts, lists and mappings of them, NumPy or JAX arrays."""
+        line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+        # A lone surrogate has no UTF-8; its backslash form happens to be JSON's own escape.
+        rest = line.encode("utf-8", "backslashreplace")
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def sync(self) -> None:
+        """Return when what was written would survive a loss of power."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class EventLog:
+    """A run's events.jsonl."""
+
+    def __init__(self, directory: Path):
+        self._lines = JsonLines(directory / EVENTS)
+
+    def write(self, event: str, *, attempt: int, step: int, **facts: Any) -> dict[str, Any]:
+        """Append an event of EVENT_NAMES that happens now, and return it."""
+        assert event in EVENT_NAMES, event
+        record = {"time": time.time(), "event": event, "attempt": attempt, "step": step, **facts}
+        self._lines.write(record)
+        return record
+
+    def close(self) -> None:
+        """Sync and close."""
+        self._lines.close()
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics.jsonl: the last attempt's record of each step, in the order of steps.
+
+    Raises:
+        ValueError: the directory has no such file, or a line of it is not a record.
+    """
+    records = _read(directory, METRICS, ("attempt", "step"))
+    limits = _obsolete_from(records)
+    steps = {record["step"]: record for record in records if record["step"] < limits[record["attempt"]]}
+    return [steps[step] for step in sorted(steps)]
+
+
+def read_events(directory: Path) -> list[dict[str, Any]]:
+    """Read a run's events.jsonl: every event of every attempt, in the order in which they happened.
+
+    Raises:
+        ValueError: the directory has no such file, or a line of it is not an event.
+    """
+    return _read(directory, EVENTS, ("time", "event", "attempt", "step"))
+
+
+def evaluations(metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `evaluated` events that still count, in the order of sets and steps.
+
+    An evaluation is obsolete if a later attempt started below its step (at its step, the later attempt may well have
+    started from the very weights that were evaluated) or evaluated the same set at the same step.
+
+    Args:
+        metrics: what `read_metrics` returned.
+        events: what `read_events` returned.
+    """
+    evaluated = [event for event in events if event["event"] == "evaluated"]
+    limits = _obsolete_from(metrics, {event["attempt"] for event in evaluated})
+    points = {
+        (event.get("set", "held_out"), event["step"]): event
+        for event in sorted(evaluated, key=lambda event: event["attempt"])
+        if event["step"] <= limits[event["attempt"]]
+    }
+    return [points[key] for key in sorted(points)]
+
+
+def _obsolete_from(records: list[dict[str, Any]], attempts: Iterable[int] = ()) -> dict[int, float]:
+    """For each attempt, the lowest step that a later attempt logged; infinity if none did."""
+    firsts: dict[int, int] = {}
+    for record in records:
+        attempt, step = record["attempt"], record["step"]
+        firsts[attempt] = min(step, firsts.get(attempt, step))
+    return {
+        attempt: min((first for later, first in firsts.items() if later > attempt), default=math.inf)
+        for attempt in {*firsts, *attempts}
+    }
+
+
+def _read(directory: Path, name: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    path = directory / name
+    if not path.is_file():
+        raise ValueError(f"{directory} holds no run: it has no {name}; name a run's directory such as runs/quickstart")
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    if unfinished:
+        _log.warning("%s ends in an unfinished line of %d bytes, which is left out", path, len(unfinished))
+    return [_record(line, fields, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def _record(line: bytes, fields: tuple[str, ...], path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error}); remove or mend the line") from error
+    if not isinstance(record, dict) or not all(field in record for field in fields):
+        raise ValueError(f"{path}, line {number}: not an object with {', '.join(fields)}; remove or mend the line")
+    # Few lines hold such strings: the others are spared the walk.
+    return _floats(record) if b'"NaN"' in line or b'Infinity"' in line else record
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return _plain(value.tolist())
+
+
+def _floats(value: Any) -> Any:
+    """A decoded value with the numbers that JSON has no form for restored."""
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _cut_unfinished_line(descriptor: int) -> None:
+    """Truncate a file after its last newline."""
+    size = end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)

@@ -1,0 +1,195 @@
+"""What is minimised. An objective returns (weighted sum, metrics); pretraining, fine-tuning and distillation differ here.
+
+**Cross-entropy in chunks.** Logits exist for `chunk` tokens of a device at a time; float32[B, T, V] never does. The
+gradient with respect to the last hidden state and to the head is computed with the loss, chunk by chunk, so that no
+logits are computed twice:
+
+    loss = sum_t w_t (logsumexp(l_t) - l_t[target]) + z sum_t w_t logsumexp(l_t)^2,  l = x W
+    dl_t = w_t ((1 + 2 z logsumexp(l_t)) softmax(l_t) - onehot(target))
+
+Weights are divided by the global number of valid tokens, and multiplied by the loss scale, before anything is summed:
+partial sums of micro-batches and devices then simply add up.
+
+B batch, T sequence, C tokens of a chunk, D model, V vocabulary (over tensor).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxllm.config import LossConfig
+from jaxllm.layers.linear import weight_gradient
+from jaxllm.layers.param import Recipe, Tree
+from jaxllm.models.decoder import Decoder, merge
+from jaxllm.sharding import BATCH_AXES
+
+Batch = dict[str, jax.Array]
+"""tokens, targets, positions, segments: int32[B, T]; weights: float32[B, T]."""
+
+
+class Sums(NamedTuple):
+    """Sums over the weights that were given, float32 scalars.
+
+    Attributes:
+        loss: cross-entropy in nats times the token's weight.
+        z_loss: squared log of the softmax's denominator times the token's weight, times the z-loss's weight.
+    """
+
+    loss: jax.Array
+    z_loss: jax.Array
+
+
+def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -> tuple[jax.Array, Sums]:
+    """Next-token cross-entropy: what the gradient is taken of, and its parts.
+
+    Args:
+        decoder: the declarations.
+        params: arrays in their place.
+        batch: one micro-batch; its weights say how much each token counts.
+        config: chunk and z-loss.
+    """
+    model = merge(decoder, params)
+    x_BTD = model.blocks(model.embed(batch["tokens"]), batch["positions"], batch["segments"])
+    with jax.named_scope("loss"):
+        return cross_entropy(
+            model.final(x_BTD), model.head_weight(), batch["targets"], batch["weights"], config, decoder.recipe
+        )
+
+
+def cross_entropy(
+    x_BTD: jax.Array,
+    weight_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    config: LossConfig,
+    recipe: Recipe,
+) -> tuple[jax.Array, Sums]:
+    """Summed cross-entropy and z-loss, differentiable in x and in the head's weight, and their two parts.
+
+    Args:
+        x_BTD: last hidden states, laid as the residual stream lies.
+        weight_DV: the head's weight, as `Decoder.head_weight` gives it.
+        targets_BT: int32, the tokens to predict.
+        weights_BT: float32, how much each counts.
+        config: weight of the z-loss; tokens a device holds logits of at a time.
+        recipe: rules and dtypes.
+    """
+    batch, length = targets_BT.shape
+    for axis in BATCH_AXES:
+        batch //= jax.sharding.get_abstract_mesh().shape[axis]
+    most = max(1, config.chunk // batch) if config.chunk else length
+    columns = next(size for size in range(min(most, length), 0, -1) if length % size == 0)
+    x_BTD = jax.reshard(x_BTD, recipe.rules.activation("batch", "sequence", None))
+    return _cross_entropy(x_BTD, weight_DV, targets_BT, weights_BT, config.z_loss, columns, recipe)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(
+    x_BTD: jax.Array,
+    weight_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    z_loss: float,
+    columns: int,
+    recipe: Recipe,
+) -> tuple[jax.Array, Sums]:
+    def body(sums: Sums, chunk: tuple[jax.Array, ...]) -> tuple[Sums, None]:
+        x_BCD, targets_BC, weights_BC = chunk
+        added, _ = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, z_loss, recipe)
+        return jax.tree.map(jnp.add, sums, added), None
+
+    chunks = _split((x_BTD, targets_BT, weights_BT), columns)
+    sums, _ = jax.lax.scan(body, Sums(jnp.zeros(()), jnp.zeros(())), chunks)
+    return sums.loss + sums.z_loss, sums
+
+
+def _forward(
+    x_BTD: jax.Array,
+    weight_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    z_loss: float,
+    columns: int,
+    recipe: Recipe,
+) -> tuple[tuple[jax.Array, Sums], tuple[jax.Array, jax.Array]]:
+    """The loss and, with every chunk's logits at hand, its gradients."""
+    weight_spec = jax.typeof(weight_DV).sharding.spec
+    dweight_spec = PartitionSpec(*weight_spec.partitions, unreduced=weight_spec.reduced)
+    whole = recipe.rules.activation("batch", "sequence", None)
+    partial = PartitionSpec(*whole.partitions, unreduced=recipe.rules.tensor)
+
+    def body(carry: tuple[Sums, jax.Array], chunk: tuple[jax.Array, ...]) -> tuple[tuple[Sums, jax.Array], jax.Array]:
+        sums, dweight_DV = carry
+        x_BCD, targets_BC, weights_BC = chunk
+        added, dlogits_BCV = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, z_loss, recipe)
+        dlogits_BCV = dlogits_BCV.astype(x_BCD.dtype)
+        dx_BCD = jax.lax.dot_general(dlogits_BCV, weight_DV, (((2,), (1,)), ((), ())), out_sharding=partial)
+        dweight_DV += weight_gradient(x_BCD, dlogits_BCV, dweight_spec, recipe)
+        return (jax.tree.map(jnp.add, sums, added), dweight_DV), jax.reshard(dx_BCD, whole)
+
+    zeros_DV = jnp.zeros(weight_DV.shape, jnp.float32, out_sharding=dweight_spec)
+    chunks = _split((x_BTD, targets_BT, weights_BT), columns)
+    (sums, dweight_DV), dx = jax.lax.scan(body, (Sums(jnp.zeros(()), jnp.zeros(())), zeros_DV), chunks)
+    dx_BTD = dx.swapaxes(0, 1).reshape(x_BTD.shape)
+    return (sums.loss + sums.z_loss, sums), (dx_BTD, dweight_DV.astype(weight_DV.dtype))
+
+
+def _backward(
+    z_loss: float,
+    columns: int,
+    recipe: Recipe,
+    saved: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, Sums],
+) -> tuple[jax.Array, jax.Array, None, None]:
+    """The saved gradients times the total's cotangent; the parts are for reading only."""
+    scale, _ = cotangents
+    dx_BTD, dweight_DV = saved
+    # partial sums may only be multiplied by what is typed as the same on all devices that hold them
+    same = jax.reshard(scale, PartitionSpec(reduced=jax.typeof(dweight_DV).sharding.spec.unreduced))
+    return scale.astype(dx_BTD.dtype) * dx_BTD, same.astype(dweight_DV.dtype) * dweight_DV, None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _split(arrays: tuple[jax.Array, ...], columns: int) -> tuple[jax.Array, ...]:
+    """[B, T, ...] -> [T / C, B, C, ...]: what a scan over chunks reads."""
+    return tuple(x.reshape(x.shape[0], -1, columns, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
+
+
+def _chunk_loss(
+    x_BCD: jax.Array,
+    weight_DV: jax.Array,
+    targets_BC: jax.Array,
+    weights_BC: jax.Array,
+    z_loss: float,
+    recipe: Recipe,
+) -> tuple[Sums, jax.Array]:
+    """The sums of one chunk and the gradient with respect to its logits, float32[B, C, V]."""
+    logits_spec = recipe.rules.activation("batch", "sequence", "vocab")
+    logits_BCV = jax.lax.dot_general(
+        x_BCD,
+        weight_DV,
+        (((2,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+        out_sharding=logits_spec,
+    )
+    shifted_BCV = logits_BCV - jnp.max(logits_BCV, axis=-1, keepdims=True)
+    exponential_BCV = jnp.exp(shifted_BCV)
+    total_BC1 = jnp.sum(exponential_BCV, axis=-1, keepdims=True)
+    is_target_BCV = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2, out_sharding=logits_spec) == targets_BC[
+        :, :, None
+    ]
+    target_BC = jnp.sum(jnp.where(is_target_BCV, shifted_BCV, 0.0), axis=-1)
+    log_total_BC = jnp.log(total_BC1[:, :, 0])
+    log_z_BC = log_total_BC + jnp.max(logits_BCV, axis=-1)
+    sums = Sums(
+        loss=jnp.sum(weights_BC * (log_total_BC - target_BC)),
+        z_loss=jnp.sum(weights_BC * z_loss * jnp.square(log_z_BC)),
+    )
+    factor_BC1 = (weights_BC * (1 + 2 * z_loss * log_z_BC))[:, :, None]
+    hit_BCV = jnp.where(is_target_BCV, weights_BC[:, :, None], 0.0)
+    return sums, factor_BC1 * (exponential_BCV / total_BC1) - hit_BCV

@@ -1,0 +1,109 @@
+"""A run's directory read for its report."""
+
+import dataclasses
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxllm.train.metrics import METRICS, evaluations, read_events, read_metrics
+from jaxllm.train.report.series import Points
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run wrote down.
+
+    Attributes:
+        name: of the run; among runs of one name, the directory.
+        records: the last attempt's record of each logged step.
+        events: every event of every attempt.
+        evaluations: the `evaluated` events that still count.
+        facts: of the last `started` or `resumed` event; empty if there is none.
+        result: the `finished` event; empty if there is none, or if the run was taken up again.
+        config: config.toml as asked; empty if there is none.
+        environment: environment.json's entry of the last attempt; empty if there is none.
+    """
+
+    name: str
+    records: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    facts: dict[str, Any]
+    result: dict[str, Any]
+    config: str
+    environment: dict[str, Any]
+
+    @property
+    def last_step(self) -> int:
+        """The last logged step."""
+        return self.records[-1]["step"]
+
+    @property
+    def final_evaluation(self) -> dict[str, Any]:
+        """The last evaluation of the held-out split; empty if there was none."""
+        return self.held_out[-1] if self.held_out else {}
+
+    @property
+    def held_out(self) -> list[dict[str, Any]]:
+        """The evaluations of the held-out split."""
+        return [event for event in self.evaluations if event.get("set", "held_out") == "held_out"]
+
+    @property
+    def seconds(self) -> float:
+        """From the first event to the last, pauses between attempts included."""
+        return self.events[-1]["time"] - self.events[0]["time"] if self.events else 0.0
+
+    def points(self, field: str) -> Points:
+        """(step, value) of the records that hold the field."""
+        return [(record["step"], record[field]) for record in self.records if record.get(field) is not None]
+
+    def median(self, field: str) -> float | None:
+        """The median of a field's finite values."""
+        values = [value for _, value in self.points(field) if math.isfinite(value)]
+        return statistics.median(values) if values else None
+
+
+def load_runs(directories: list[Path]) -> list[Run]:
+    """Read the runs, named so that they can be told apart.
+
+    Raises:
+        ValueError: a directory holds no run, a run without a step, or a broken file.
+    """
+    runs = [_load(directory) for directory in directories]
+    names = [run.name for run in runs]
+    return [
+        dataclasses.replace(run, name=str(directory)) if names.count(run.name) > 1 else run
+        for run, directory in zip(runs, directories, strict=True)
+    ]
+
+
+def _load(directory: Path) -> Run:
+    records, events = read_metrics(directory), read_events(directory)
+    if not records:
+        raise ValueError(f"{directory / METRICS} has no step yet; make the report once a step is logged")
+    facts = next((event for event in reversed(events) if event["event"] in ("started", "resumed")), {})
+    ends = [event for event in events if event["event"] in ("started", "resumed", "finished")]
+    config = directory / "config.toml"
+    return Run(
+        name=str(facts.get("name") or directory.resolve().name),
+        records=records,
+        events=events,
+        evaluations=evaluations(records, events),
+        facts=facts,
+        result=ends[-1] if ends and ends[-1]["event"] == "finished" else {},
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        environment=_environment(directory / "environment.json"),
+    )
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); mend or remove the file") from error
+    return entries[-1]
