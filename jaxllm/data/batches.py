@@ -130,7 +130,7 @@ class Batches:
         return (len(self._config.phases) - 1 if self._train else 0), first
 
     def _locate(self, phase: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Epochs, sources and bins, each int64[n], of samples, int64[n], counted from the phase's first."""
+        """Epochs, sources and bins, each int64[n], of ascending samples, int64[n], counted from the phase's first."""
         borders = self._bins[phase]
         if not self._train:
             indices = samples
@@ -139,8 +139,8 @@ class Batches:
             epochs, indices = np.divmod(samples, borders[-1])
             if self._config.shuffle:
                 indices = indices.copy()
-                for epoch in np.unique(epochs):
-                    order = _permutation(int(borders[-1]), self._config.seed, phase, int(epoch))
+                for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+                    order = _permutation(int(borders[-1]), self._config.seed, phase, epoch)
                     indices[epochs == epoch] = order(indices[epochs == epoch])
         sources = np.searchsorted(borders, indices, side="right") - 1
         padding = sources == len(self._streams)

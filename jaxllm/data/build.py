@@ -1,9 +1,9 @@
 """Writing a store: documents to chunks, chunks to tokens, tokens to the files that are mapped into memory.
 
 Text is read once, in order, and cut into chunks of about 4 MB. A chunk is tokenised, here or in another process, and
-its tokens are written under a name that holds the digest of its text and tokenizer: a build that was killed starts
-again, finds the chunks it has, and goes on. At the end the chunks of each source and split are joined, the manifest
-is written, and the chunks go. Which process did what leaves no trace in the bytes.
+its tokens are written under a name that holds the digest of its text: a build that was killed starts again, finds the
+chunks it has, and goes on. At the end the chunks of each source and split are joined, the manifest is written, and the
+chunks go. Which process did what leaves no trace in the bytes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 import numpy as np
 
-from jaxllm.config import DataConfig, SentencePieceTokenizer, SourceConfig
+from jaxllm.config import DataConfig, SentencePieceTokenizer, TokenizerConfig
 from jaxllm.data.corpus import documents
 from jaxllm.data.files import COMPRESSED, SourceFile
 from jaxllm.data.manifest import (
@@ -30,10 +30,10 @@ from jaxllm.data.manifest import (
     TokenizerEntry,
     slug,
 )
-from jaxllm.data.split import SPLITS, Split, SplitName
+from jaxllm.data.split import SPLITS, SplitName, SplitSource
 from jaxllm.data.tokenizer import Tokenizer, load_saved, load_tokenizer
 from jaxllm.data.training import sample, train
-from jaxllm.data.workers import Header, Piece, Pool, encode_chunk, read_header
+from jaxllm.data.workers import Header, Piece, Pool, Tokens, encode_chunk, read_header
 from jaxllm.storage import LocalStorage
 
 Progress = Callable[[str, int, int], None]
@@ -82,36 +82,25 @@ def write_store(
     if _begun(storage) != fingerprint:
         clear(storage)
         storage.write(_BUILDING, msgspec.json.encode({"fingerprint": fingerprint}))
-    splits = [Split.of(_name(source), documents(source), config.held_out_fraction) for source in config.sources]
-    tokenizer = _tokenizer(storage, config, splits, files, progress)
+    sources = [
+        SplitSource.of(source, found, config.held_out_fraction)
+        for source, found in zip(config.sources, files, strict=True)
+    ]
+    tokenizer = _tokenizer(storage, config.tokenizer, sources, progress)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    names = _write_chunks(storage, config, splits, tokenizer, dtype, files, progress, num_workers)
+    names = _write_chunks(storage, sources, tokenizer, dtype, progress, num_workers)
     held_out_counts = np.zeros(tokenizer.vocab_size, np.int64)
-    sources = []
-    for index, source in enumerate(config.sources):
-        joined = {
-            split: _join(storage, f"{index}-{slug(_name(source))}", split, names[index], dtype, held_out_counts)
-            for split in SPLITS
-        }
-        if joined["held_out"].num_tokens == 0:
-            raise ValueError(f"sources: {source.path!r} is too small to hold anything out: add text to it")
-        sources.append(
-            SourceEntry(
-                name=_name(source),
-                path=source.path,
-                num_files=len(files[index]),
-                file_bytes=sum(file.size for file in files[index]),
-                text_sha256=hashlib.sha256("".join(names[index]).encode()).hexdigest(),
-                **joined,
-            )
-        )
+    entries = [
+        _source_entry(storage, f"{index}-{slug(source.split.source)}", source, names[index], dtype, held_out_counts)
+        for index, source in enumerate(sources)
+    ]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         fingerprint=fingerprint,
         settings=Settings.of(config),
         tokenizer=_tokenizer_entry(tokenizer),
         dtype=dtype,
-        sources=tuple(sources),
+        sources=tuple(entries),
         unigram_entropy=_entropy(held_out_counts),
     )
     storage.write(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
@@ -134,10 +123,6 @@ def clear(storage: LocalStorage) -> None:
             storage.remove(name)
 
 
-def _name(source: SourceConfig) -> str:
-    return source.name or source.path
-
-
 def _begun(storage: LocalStorage) -> str | None:
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         return msgspec.json.decode(storage.read(_BUILDING), type=dict[str, str]).get("fingerprint")
@@ -145,22 +130,16 @@ def _begun(storage: LocalStorage) -> str | None:
 
 
 def _tokenizer(
-    storage: LocalStorage,
-    config: DataConfig,
-    splits: Sequence[Split],
-    files: Sequence[Sequence[SourceFile]],
-    progress: Progress,
+    storage: LocalStorage, config: TokenizerConfig, sources: Sequence[SplitSource], progress: Progress
 ) -> Tokenizer:
     """The tokenizer, saved in the store: what an earlier attempt saved there, the config's, or a trained one."""
     directory = storage.root / TOKENIZER
-    if isinstance(config.tokenizer, SentencePieceTokenizer) and not config.tokenizer.path:
+    if isinstance(config, SentencePieceTokenizer) and not config.path:
         if not storage.list(f"{TOKENIZER}/"):
-            num_bytes = config.tokenizer.training_bytes
-            progress("training the tokenizer", 0, num_bytes)
-            texts = list(sample(list(zip(config.sources, splits, files, strict=True)), num_bytes))
-            train(config.tokenizer, texts).save(directory)
+            progress("training the tokenizer", 0, config.training_bytes)
+            train(config, list(sample(sources, config.training_bytes))).save(directory)
         return load_saved(directory)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = load_tokenizer(config)
     tokenizer.save(directory)
     return tokenizer
 
@@ -177,9 +156,9 @@ def _tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
     )
 
 
-def _pieces(source: SourceConfig, split: Split) -> Iterator[Piece]:
-    for document in documents(source):
-        for name, (identifier, text) in split.parts(document):
+def _pieces(source: SplitSource) -> Iterator[Piece]:
+    for document in documents(source.config):
+        for name, (identifier, text) in source.split.parts(document):
             start = 0
             while len(text) - start > PIECE_CHARACTERS:
                 end = text.rfind("\n", start, start + PIECE_CHARACTERS) + 1 or start + PIECE_CHARACTERS
@@ -203,30 +182,26 @@ def _chunks(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], int]]:
 
 def _write_chunks(
     storage: LocalStorage,
-    config: DataConfig,
-    splits: Sequence[Split],
+    sources: Sequence[SplitSource],
     tokenizer: Tokenizer,
     dtype: str,
-    files: Sequence[Sequence[SourceFile]],
     progress: Progress,
     num_workers: int | None,
 ) -> list[list[str]]:
     """Tokenise what is not tokenised yet, and return the names of each source's chunks."""
-    all_files = [file for source in files for file in source]
-    num_bytes = sum(file.size for file in all_files)
-    plain = not any(file.path.suffix in (*COMPRESSED, ".parquet") for file in all_files)
+    num_bytes = sum(source.num_bytes for source in sources)
+    endings = {file.path.suffix for source in sources for file in source.files}
+    text_bytes = 0 if endings & {*COMPRESSED, ".parquet"} else num_bytes
     present = set(storage.list(_CHUNKS))
-    context = f"{tokenizer.digest} {dtype} ".encode()
-    names: list[list[str]] = [[] for _ in config.sources]
+    names: list[list[str]] = [[] for _ in sources]
     done = 0
 
     def missing() -> Iterator[tuple[tuple[str, int], bytes]]:
         nonlocal done
-        for index, (source, split) in enumerate(zip(config.sources, splits, strict=True)):
-            for pieces, size in _chunks(_pieces(source, split)):
+        for index, source in enumerate(sources):
+            for pieces, size in _chunks(_pieces(source)):
                 chunk = msgspec.msgpack.encode(pieces)
-                digest = hashlib.sha256(context + chunk).hexdigest()
-                name = f"{_CHUNKS}{index}-{len(names[index]):06d}-{digest}"
+                name = f"{_CHUNKS}{index}-{len(names[index]):06d}-{hashlib.sha256(chunk).hexdigest()}"
                 names[index].append(name)
                 if name in present:
                     done += size
@@ -244,12 +219,34 @@ def _write_chunks(
         for (name, size), result in results:
             storage.write(name, result)
             done += size
-            progress("tokenising", done, num_bytes if plain else 0)
+            progress("tokenising", done, text_bytes)
     return names
 
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _source_entry(
+    storage: LocalStorage,
+    prefix: str,
+    source: SplitSource,
+    names: Sequence[str],
+    dtype: str,
+    held_out_counts: np.ndarray,
+) -> SourceEntry:
+    """Write the files of a source from its chunks."""
+    splits = {split: _join(storage, prefix, split, names, dtype, held_out_counts) for split in SPLITS}
+    if splits["held_out"].num_tokens == 0:
+        raise ValueError(f"sources: {source.config.path!r} is too small to hold anything out: add text to it")
+    return SourceEntry(
+        name=source.split.source,
+        path=source.config.path,
+        num_files=len(source.files),
+        file_bytes=source.num_bytes,
+        text_sha256=hashlib.sha256("".join(names).encode()).hexdigest(),
+        **splits,
+    )
 
 
 def _join(
@@ -281,11 +278,13 @@ def _join(
         for _, header, _ in headers():
             yield b"".join(msgspec.json.encode(name) + b"\n" for name in header[split].identifiers)
 
-    shares = [header[split] for _, header, _ in headers()]
+    def total(count: Callable[[Tokens], int]) -> int:
+        return sum(count(header[split]) for _, header, _ in headers())
+
     return SplitEntry(
-        num_documents=sum(len(share.ends) for share in shares),
-        num_tokens=sum(share.num_tokens for share in shares),
-        num_bytes=sum(share.num_bytes for share in shares),
+        num_documents=total(lambda share: len(share.ends)),
+        num_tokens=total(lambda share: share.num_tokens),
+        num_bytes=total(lambda share: share.num_bytes),
         tokens=_write(storage, f"{prefix}/{split}.tokens.bin", tokens()),
         offsets=_write(storage, f"{prefix}/{split}.offsets.bin", offsets()),
         documents=_write(storage, f"{prefix}/{split}.documents.jsonl", identifiers()),

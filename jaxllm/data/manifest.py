@@ -71,7 +71,17 @@ class SplitEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SourceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One source: its name and path as the config has them, its files as they were found, and its two splits."""
+    """One source.
+
+    Attributes:
+        name: as metrics call it.
+        path: as the config has it.
+        num_files: that were found there.
+        file_bytes: of these files.
+        text_sha256: of the documents as they were read and split.
+        train: what is trained on.
+        held_out: what is not.
+    """
 
     name: str
     path: str

@@ -14,6 +14,8 @@ import numpy as np
 _NUM_ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Permutation:
@@ -28,11 +30,15 @@ class Permutation:
         assert 1 <= size < 1 << 62
         self.size = size
         bits = max((size - 1).bit_length(), 2)  # each half needs one
-        self._low_bits, self._high_bits = (bits + 1) // 2, bits // 2
         state = 0
         for number in key:
             state = _mix_integer(state ^ _mix_integer(number))
-        self._round_keys = [_mix_integer(state + index) for index in range(_NUM_ROUNDS)]
+        low_bits, high_bits = (bits + 1) // 2, bits // 2
+        self._rounds = []
+        for index in range(_NUM_ROUNDS):
+            constants = (_mix_integer(state + index), (1 << low_bits) - 1, low_bits, high_bits, 64 - high_bits)
+            self._rounds.append(tuple(map(np.uint64, constants)))
+            low_bits, high_bits = high_bits, low_bits
 
     def __call__(self, index: np.ndarray) -> np.ndarray:
         """Where numbers below size go: integers of any shape to int64 of the same shape."""
@@ -45,20 +51,18 @@ class Permutation:
 
     def _network(self, number: np.ndarray) -> np.ndarray:
         """The network, applied to uint64[n] below 2^bits."""
-        low_bits, high_bits = self._low_bits, self._high_bits
-        for key in self._round_keys:
-            low, high = number & np.uint64((1 << low_bits) - 1), number >> np.uint64(low_bits)
-            high ^= _mix(low ^ np.uint64(key)) >> np.uint64(64 - high_bits)
-            number = (low << np.uint64(high_bits)) | high
-            low_bits, high_bits = high_bits, low_bits
+        for key, mask, low_bits, high_bits, dropped_bits in self._rounds:
+            low, high = number & mask, number >> low_bits
+            high ^= _mix(low ^ key) >> dropped_bits
+            number = (low << high_bits) | high
         return number
 
 
 def _mix(number: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele et al. 2014), on uint64 arrays, which wrap around."""
-    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number ^ (number >> np.uint64(31))
+    number = (number ^ (number >> _SHIFTS[0])) * _FACTORS[0]
+    number = (number ^ (number >> _SHIFTS[1])) * _FACTORS[1]
+    return number ^ (number >> _SHIFTS[2])
 
 
 def _mix_integer(number: int) -> int:

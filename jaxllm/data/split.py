@@ -11,10 +11,12 @@ ends within half the held-out part of it, exactly there.
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Self
 
-from jaxllm.data.corpus import Document
+from jaxllm.config import SourceConfig
+from jaxllm.data.corpus import Document, documents
+from jaxllm.data.files import SourceFile
 
 SplitName = Literal["train", "held_out"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
@@ -63,6 +65,24 @@ class Split(NamedTuple):
             ("train", Document(f"{identifier}#characters=0-{cut}", text[:cut])),
             ("held_out", Document(f"{identifier}#characters={cut}-{len(text)}", text[cut:])),
         ]
+
+
+class SplitSource(NamedTuple):
+    """A source with its files and its split, as a build goes through it."""
+
+    config: SourceConfig
+    files: Sequence[SourceFile]
+    split: Split
+
+    @classmethod
+    def of(cls, config: SourceConfig, files: Sequence[SourceFile], held_out_fraction: float) -> Self:
+        """The source, split by its name, or its path if it has none."""
+        return cls(config, files, Split.of(config.name or config.path, documents(config), held_out_fraction))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its files."""
+        return sum(file.size for file in self.files)
 
 
 def _rank(source: str, identifier: str) -> float:

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 
 import sentencepiece
 
-from jaxllm.config import SentencePieceTokenizer, SourceConfig
+from jaxllm.config import SentencePieceTokenizer
 from jaxllm.data.corpus import file_documents
 from jaxllm.data.files import SourceFile
-from jaxllm.data.split import Split
+from jaxllm.data.split import SplitSource
 from jaxllm.data.tokenizer import SentencePiece
 
 _FIXED_PIECES = 3 + 256
@@ -65,28 +65,28 @@ def train(config: SentencePieceTokenizer, texts: Sequence[str]) -> SentencePiece
     return SentencePiece(model.getvalue(), "the trained model")
 
 
-def sample(sources: Sequence[tuple[SourceConfig, Split, Sequence[SourceFile]]], num_bytes: int) -> Iterator[str]:
+def sample(sources: Sequence[SplitSource], num_bytes: int) -> Iterator[str]:
     """Training text of about so many bytes of UTF-8, spread over the sources by size, and over the files of each.
 
     Files come in the order of their names' hashes, and each gives its first documents: up to an equal share of what is
     still missing, and 64 KiB at least.
     """
-    sizes = [sum(file.size for file in files) for _, _, files in sources]
-    for (source, split, files), size in zip(sources, sizes, strict=True):
-        left = num_bytes * size // sum(sizes)
-        ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    total = sum(source.num_bytes for source in sources)
+    for source in sources:
+        left = num_bytes * source.num_bytes // total
+        ordered = sorted(source.files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
         for index, file in enumerate(ordered):
             if left <= 0:
                 break
             share = min(left, max(_MIN_FILE_BYTES, left // (len(ordered) - index)))
-            for text in _first_documents(source, split, file, share):
+            for text in _first_documents(source, file, share):
                 left -= len(text.encode())
                 yield text
 
 
-def _first_documents(source: SourceConfig, split: Split, file: SourceFile, num_bytes: int) -> Iterator[str]:
-    for document in file_documents(source, file):
-        for name, part in split.parts(document):
+def _first_documents(source: SplitSource, file: SourceFile, num_bytes: int) -> Iterator[str]:
+    for document in file_documents(source.config, file):
+        for name, part in source.split.parts(document):
             if name == "train":
                 text = part.text.encode()[:num_bytes].decode("utf-8", "ignore")
                 num_bytes -= len(text.encode())

@@ -176,5 +176,5 @@ def initialise(declaration: Declaration, key: jax.Array, name: str, layers: tupl
 
     if not layers:
         return draw(key)
-    drawn = jnp.stack([draw(jax.random.fold_in(key, layer)) for layer in layers])
-    return drawn.reshape(declaration.shape)
+    numbers = jnp.asarray(layers, jnp.uint32)
+    return jax.vmap(lambda layer: draw(jax.random.fold_in(key, layer)))(numbers).reshape(declaration.shape)

@@ -218,13 +218,22 @@ def _strings(tree: Any) -> Any:
     return {str(key): _strings(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def init(decoder: Decoder, key: jax.Array, dtype: str) -> Tree:
-    """Initial parameters; each layer's depend on the key and on its number, not on how layers are stacked."""
-    names = leaves(declarations(decoder))
-    made = {
-        name: initialise(leaf, key, canonical_name(name), layer_numbers(decoder.config, name), dtype)
-        for name, leaf in names
-    }
+def init(decoder: Decoder, key: jax.Array) -> Tree:
+    """Initial parameters in the storage dtype, laid as the storage table says.
+
+    Each layer's values depend on the key and on its number, not on how layers are stacked or sharded. Call under `jit`.
+    """
+    recipe, made = decoder.recipe, {}
+    for name, leaf in leaves(declarations(decoder)):
+        draw = functools.partial(
+            initialise,
+            leaf,
+            name=canonical_name(name),
+            layers=layer_numbers(decoder.config, name),
+            dtype=recipe.parameters,
+        )
+        # drawn under auto axes, so that a device draws only its own share
+        made[name] = jax.sharding.auto_axes(draw, out_sharding=recipe.rules.storage(leaf.axes))(key)
     return nest(made)
 
 

@@ -133,7 +133,7 @@ class ActivationBytes:
 
     Attributes:
         kept: from a block's forward pass to its backward pass, all blocks together.
-        working: what the backward pass of one block holds beside `kept`; of the largest block.
+        working: what the backward pass of one block holds beside `kept`, at its fullest; of the largest block.
         host: kept in host memory instead.
     """
 
@@ -186,13 +186,13 @@ def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
             return _Values()
 
 
-def _read(model: ModelConfig, block: BlockConfig) -> _Values:
-    """What the products and kernels of a block's backward pass read; all else is fused into them."""
+def _working(model: ModelConfig, block: BlockConfig) -> _Values:
+    """What the products and kernels of a block's backward pass read, and the gradients of gate and up."""
     attention, head_dim = block.attention, model.head_dim(block.attention)
     return _Values(
         residual=2 * model.d_model,
         whole=2 * model.d_model,
-        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + 3 * block.mlp.d_ff,
+        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + 5 * block.mlp.d_ff,
         statistics=attention.num_heads,
     )
 
@@ -214,12 +214,12 @@ def activation_bytes(
         block     D                           the block's input
         offload   D, in host memory           the same
 
-    Beside them the backward pass of one block works on what it computes again, of the 4 D + 2 (N + K) H + 3 F values
-    a token that its products read, and on the gradients of gate and up, 2 F.
+    Beside them one block at a time works on 4 D + 2 (N + K) H + 5 F values a token: what its backward pass reads,
+    taken from what was kept or computed again, and the gradients of gate and up.
 
     Assumed: a fused attention kernel that keeps no scores, the compute dtype for every value, and a compiler that
-    fuses what lies between two products. Not counted: buffers of collectives, weights in the compute dtype, and what
-    comes before and after the blocks (see `logits_bytes`).
+    fuses what lies between two products. Not counted: buffers of collectives, weights in the compute dtype, TPUs'
+    padding of heads narrower than 128, and what comes before and after the blocks (see `logits_bytes`).
 
     Args:
         model: the decoder.
@@ -233,13 +233,9 @@ def activation_bytes(
     def size(values: _Values) -> int:
         return values.bytes(tokens, bytes_per_element, tensor, sequence_parallel)
 
-    def working(block: BlockConfig) -> int:
-        again = size(_read(model, block)) - size(_kept(model, block, remat))
-        return max(again, 0) + size(_Values(split=2 * block.mlp.d_ff))
-
     inputs = size(_Values(residual=model.d_model)) * model.num_layers
     return ActivationBytes(
         kept=sum(size(_kept(model, block, remat)) for block in model.blocks),
-        working=max(working(block) for block in model.blocks),
+        working=max(size(_working(model, block)) for block in model.blocks),
         host=inputs if remat == "offload" else 0,
     )

@@ -207,7 +207,7 @@ class _LiveLine:
     def __init__(self, progress: _Progress):
         self._progress = progress
 
-    def __rich_console__(self, output: Output, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Output, options: ConsoleOptions) -> RenderResult:
         progress = self._progress
         if progress.record is None:
             yield Text(progress.waiting, style="dim", no_wrap=True, overflow="ellipsis")

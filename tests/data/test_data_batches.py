@@ -9,6 +9,7 @@ import pytest
 from jaxllm.config import DataConfig, PhaseConfig
 from jaxllm.data.batches import Batches, digest
 from jaxllm.data.packing import make_bin
+from jaxllm.data.split import SplitName
 from jaxllm.data.store import Store
 from tests.data.small import make_config
 
@@ -18,7 +19,7 @@ def config(tmp_path) -> DataConfig:
     return make_config(tmp_path)
 
 
-def num_bins(store: Store, length: int, split="train") -> int:
+def num_bins(store: Store, length: int, split: SplitName = "train") -> int:
     return sum(stream.num_bins(length) for stream in store.streams(split))
 
 

@@ -17,7 +17,7 @@ SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def read(path, **fields) -> list[tuple[str, str]]:
-    return [tuple(document) for document in documents(SourceConfig(path=str(path), **fields))]
+    return [(identifier, text) for identifier, text in documents(SourceConfig(path=str(path), **fields))]
 
 
 def refused(path, *words: str, **fields) -> None:

@@ -15,6 +15,7 @@ from jaxllm.config import BytesTokenizer, PhaseConfig, SentencePieceTokenizer, S
 from jaxllm.data import build as building
 from jaxllm.data import manifest as manifests
 from jaxllm.data.corpus import documents
+from jaxllm.data.split import SPLITS, SplitName
 from jaxllm.data.store import Store, build, open_store
 from jaxllm.data.workers import Pool
 from tests.data.small import make_config
@@ -27,7 +28,7 @@ def contents(store: Store) -> dict[str, bytes]:
     return {path.relative_to(store.directory).as_posix(): path.read_bytes() for path in files}
 
 
-def texts(store: Store, split, source: int) -> dict[str, str]:
+def texts(store: Store, split: SplitName, source: int) -> dict[str, str]:
     """The documents of a store, decoded, by identifier."""
     stream = store.streams(split)[source]
     found = {}
@@ -56,8 +57,9 @@ def test_a_store_holds_every_document_in_one_split(corpus, tokenizer):
         assert beginning + end == text, identifier
         assert 0.05 < len(end) / len(text) < 0.15
 
-    for split, found in (("train", (train, beginnings)), ("held_out", (held_out, ends))):
-        for entry, mapping in zip((source.split(split) for source in store.manifest.sources), found, strict=True):
+    for split, found in zip(SPLITS, [(train, beginnings), (held_out, ends)], strict=True):
+        for source, mapping in zip(store.manifest.sources, found, strict=True):
+            entry = source.split(split)
             assert entry.num_documents == len(mapping)
             assert entry.num_bytes == sum(len(text.encode()) for text in mapping.values())
 
@@ -314,3 +316,12 @@ def test_a_worker_that_dies_stops_the_build(tmp_path, capfd):
     with Pool(tmp_path / "no tokenizer", "<u2", 1) as pool, pytest.raises(RuntimeError, match="exit code 1"):
         list(pool.map([("chunk", b"\x90")]))
     assert "holds no tokenizer" in capfd.readouterr().err
+
+
+def test_data_needs_no_jax_until_batches_are_iterated():
+    script = (
+        "import sys, jaxllm.data.workers, jaxllm.data.batches; print({'jax', 'grain', 'pyarrow'} & set(sys.modules))"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

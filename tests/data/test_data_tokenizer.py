@@ -12,7 +12,7 @@ from jaxllm.config import BytesTokenizer, HuggingFaceTokenizer, SentencePieceTok
 from jaxllm.data import tokenizer as module
 from jaxllm.data.corpus import documents
 from jaxllm.data.files import find
-from jaxllm.data.split import Split
+from jaxllm.data.split import SplitSource
 from jaxllm.data.tokenizer import Bytes, SentencePiece, load_saved, load_tokenizer
 from jaxllm.data.training import sample, train
 
@@ -82,6 +82,7 @@ def test_text_comes_back_exactly(kind, trained, byte_level, tmp_path):
         assert tokenizer.decode(ids) == text
         assert tokenizer.eos_id not in ids
         assert ids.size == 0 or (ids.min() >= 0 and ids.max() < tokenizer.vocab_size)
+    assert len(tokenizer.encode("")) == 0
     assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eos_id, *tokenizer.encode("b")]) == "ab"
 
     tokenizer.save(tmp_path)
@@ -142,7 +143,7 @@ def test_the_sample_is_of_training_text_and_spread_over_the_files(tmp_path):
     numbers = sorted(int(text[1:4]) for text in texts)
     assert numbers[0] < 20
     assert numbers[-1] > 180
-    assert sum(map(len, sample([(source, split, find(source))], 10**9))) == 1000 * (200 - len(held_out))
+    assert sum(map(len, sample([split_source], 10**9))) == 1000 * (200 - len(held_out))
 
 
 def test_one_large_file_fills_the_sample_and_sources_share_it(tmp_path):
@@ -151,7 +152,7 @@ def test_one_large_file_fills_the_sample_and_sources_share_it(tmp_path):
     sources = []
     for name in "ab":
         source = SourceConfig(path=str(tmp_path / f"{name}.txt"), name=name)
-        sources.append((source, Split.of(name, documents(source), 0.02), find(source)))
+        sources.append(SplitSource.of(source, find(source), 0.02))
     texts = list(sample(sources, 90_000))
     assert texts == ["a" * 30_000, "城" * 20_000]
 

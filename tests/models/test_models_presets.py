@@ -103,7 +103,7 @@ def test_other_models_are_not_mistaken_for_a_preset(name):
 
 
 def test_the_sentence_names_the_nearest():
-    with pytest.raises(ValueError, match="model.preset = 'llama2-8b': .*the nearest are .*llama2-7b"):
+    with pytest.raises(ValueError, match=r"model\.preset = 'llama2-8b': .*the nearest are .*llama2-7b"):
         find("llama2-8b")
 
 

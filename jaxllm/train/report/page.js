@@ -76,7 +76,7 @@
     // The point nearest to x; of those that share its pixel column, the nearest to the pointer's height if there is one.
     nearest(curve, x, height) {
       const { x: xs, y: ys } = curve;
-      const near = (this.spec.x[1] - this.spec.x[0]) / 500;
+      const near = (this.spec.x[1] - this.spec.x[0]) / 1000;
       let best = -1;
       let least = Infinity;
       const middle = search(xs, x);

@@ -65,14 +65,15 @@ def _header(runs: list[Run], title: str) -> str:
     if len(runs) > 1:
         return f"<header><h1>{escape(title)}</h1></header>{_table(runs)}"
     run = runs[0]
+    cells = _key_figures(run)
     facts = "".join(f"<div><dt>{label}</dt><dd>{escape(value)}</dd></div>" for label, value in _facts(run))
     strip = "".join(
         f'<div class="figure"><dt>{label}</dt><dd>{escape(value)}<small>{escape(unit)}</small></dd></div>'
-        for label, value, unit in _key_figures(run)
+        for label, value, unit in cells
     )
     return (
         f'<header><h1>{escape(title)}</h1><p class="status">{escape(_status(run))}</p></header>'
-        f'<dl class="figures">{strip}</dl><dl class="facts">{facts}</dl>'
+        f'<dl class="figures" style="--num:{len(cells)}">{strip}</dl><dl class="facts">{facts}</dl>'
     )
 
 
@@ -135,6 +136,8 @@ def _table(runs: list[Run]) -> str:
     for row in figures_of:
         for label, (_, unit) in row.items():
             columns[label] = columns.get(label) or unit
+    # Runs without an evaluation have a training loss instead of a held-out one: the two stand side by side.
+    columns = dict(sorted(columns.items(), key=lambda column: not column[0].endswith("loss")))
     head = "".join(f"<th>{label}<small>{escape(unit)}</small></th>" for label, unit in columns.items())
     body = ""
     for index, (run, row) in enumerate(zip(runs, figures_of, strict=True)):

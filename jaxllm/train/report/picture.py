@@ -15,7 +15,7 @@ from jaxllm.train.report.runs import Run, load_runs
 from jaxllm.train.report.series import Axis, Points, interpolate, smooth, thin, ticks
 
 _WIDTH, _HEIGHT = 960, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 50, 58
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 54, 58
 _TEXT, _RULE, _LINE, _DOTS = "#76818d", "#80808040", "#3f83f0", "#dd6b20"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -53,8 +53,10 @@ def _picture(run: Run) -> str:
     if window >= 3:
         parts.append(_line(thin(points, x, columns), x, y, 'stroke-width="1" opacity="0.4"'))
     parts.append(_line(thin(smooth(points, window), x, columns), x, y, 'stroke-width="2"'))
+    radius = 3.6 if len(held_out) <= 100 else 1.8
     for step, value in held_out:
-        parts.append(f'<circle cx="{_across(x, step):.1f}" cy="{_down(y, value):.1f}" r="3.6" fill="{_DOTS}"/>')
+        parts.append(f'<circle cx="{_across(x, step):.1f}" cy="{_down(y, value):.1f}" r="{radius}" fill="{_DOTS}"/>')
+    parts.append(_cut_off(points, x, y, top))
     parts.append(_legend(window, held_out))
     title = escape(f"Training loss of {run.name}, {figures.integer(run.last_step)} steps")
     return (
@@ -92,9 +94,9 @@ def _axes(x: Axis, y: Axis, tokens: Points) -> str:
         parts.append(f'<text {across} y="{floor + 22}">{figures.integer(tick)}</text>')
         if tokens and tick:
             parts.append(f'<text {across} y="{floor + 42}">{figures.count(interpolate(tokens, tick))}</text>')
-    parts.append(f'<text x="{_LEFT - 10}" y="{floor + 22}" text-anchor="end">step</text>')
+    parts.append(f'<text x="{_LEFT - 24}" y="{floor + 22}" text-anchor="end">step</text>')
     if tokens:
-        parts.append(f'<text x="{_LEFT - 10}" y="{floor + 42}" text-anchor="end">tokens</text>')
+        parts.append(f'<text x="{_LEFT - 24}" y="{floor + 42}" text-anchor="end">tokens</text>')
     return "".join(parts)
 
 
@@ -106,16 +108,28 @@ def _baseline(label: str, down: float) -> str:
     )
 
 
+def _cut_off(points: Points, x: Axis, y: Axis, top: float) -> str:
+    """Where the highest point lies above the picture, how high it is."""
+    step, highest = max(
+        (point for point in points if math.isfinite(point[1])), key=lambda point: point[1], default=(0, 0)
+    )
+    if highest <= top:
+        return ""
+    shift, anchor = (-8, "end") if x(step) > 0.5 else (8, "start")
+    place = f'x="{_across(x, step) + shift:.1f}" y="{_down(y, y.high) + 12:.1f}" text-anchor="{anchor}"'
+    return f"<text {place}>{figures.three_digits(highest)} at step {figures.integer(step)}</text>"
+
+
 def _legend(window: int, held_out: Points) -> str:
     """Above the plot: what is measured on the left, what the lines are on the right."""
-    items = [f'<text x="{_LEFT - 46}" y="26" font-weight="600">Loss, nats per token</text>']
+    items = ['<text x="4" y="26" font-weight="600">Loss, nats per token</text>']
     names = [f"training, mean of {window} points" if window >= 3 else "training"]
     names += [f"held-out, {figures.loss(held_out[-1][1])} at the end"] if held_out else []
     end = _WIDTH - _RIGHT
     for index in reversed(range(len(names))):
         items.append(f'<text x="{end}" y="26" text-anchor="end">{names[index]}</text>')
-        # Seven units a character is what the widest of the fonts takes.
-        start = end - 7 * len(names[index])
+        # What the widest of the fonts takes for a character.
+        start = end - round(7.3 * len(names[index]))
         swatch = f'<path d="M{start - 26} 21h18" stroke="{_LINE}" stroke-width="2"/>'
         items.append(f'<circle cx="{start - 10}" cy="21" r="3.6" fill="{_DOTS}"/>' if index else swatch)
         end = start - 44

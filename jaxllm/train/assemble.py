@@ -1,0 +1,131 @@
+"""From a config and a mesh to the compiled functions of a run: what the loop, the benchmark and the planner share."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import msgspec
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllm import sharding
+from jaxllm.config import Experiment, ModelConfig
+from jaxllm.layers.param import Recipe
+from jaxllm.models.decoder import Decoder, declarations
+from jaxllm.train.objectives import Batch
+from jaxllm.train.optim import make_optimizer
+from jaxllm.train.schedule import schedule
+from jaxllm.train.state import TrainState, init_state
+from jaxllm.train.step import make_eval_step, make_train_step
+
+FIELDS: Mapping[str, str] = {
+    "tokens": "int32",
+    "targets": "int32",
+    "weights": "float32",
+    "positions": "int32",
+    "segments": "int32",
+}
+"""The arrays of a batch and their dtypes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The functions of a run on one mesh. Call them inside `jax.set_mesh(program.mesh)`.
+
+    Attributes:
+        mesh: the devices.
+        decoder: the model's declarations.
+        optimizer: the update rule.
+        init: key -> TrainState.
+        step: (TrainState, batch) -> (TrainState, metrics); the state is donated.
+        evaluate: (params, batch) -> sums.
+    """
+
+    mesh: Mesh
+    decoder: Decoder
+    optimizer: optax.GradientTransformation
+    init: Callable[[jax.Array], TrainState]
+    step: Any
+    evaluate: Callable[[Any, Batch], dict[str, jax.Array]]
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """How every array of a batch lies."""
+        return NamedSharding(self.mesh, self.decoder.recipe.rules.activation("batch", "sequence"))
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """A batch on the devices."""
+        return {name: jax.device_put(value, self.batch_sharding) for name, value in batch.items()}
+
+    def abstract_batch(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a batch, for compiling without one."""
+        return {
+            name: jax.ShapeDtypeStruct((rows, length), dtype, sharding=self.batch_sharding)
+            for name, dtype in FIELDS.items()
+        }
+
+    def abstract_state(self) -> TrainState:
+        """The shapes and shardings of a state, without making one."""
+        # Shapes need no device, and the devices of an absent machine could not hold a key.
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            shapes = jax.eval_shape(self.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+        def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            spec = PartitionSpec() if x.sharding is None else x.sharding.spec
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(place, shapes)
+
+
+def resolve_vocabulary(model: ModelConfig, tokenizer_size: int) -> ModelConfig:
+    """The model with its vocabulary's size known.
+
+    Raises:
+        ValueError: when the tokenizer has more tokens than the model.
+    """
+    if model.vocab_size == 0:
+        return msgspec.structs.replace(model, vocab_size=-(-tokenizer_size // 128) * 128)
+    if tokenizer_size > model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size = {model.vocab_size}: the tokenizer has {tokenizer_size} tokens; "
+            f"use {-(-tokenizer_size // 128) * 128}, or 0 for the tokenizer's size"
+        )
+    return model
+
+
+def assemble(experiment: Experiment, model: ModelConfig, devices: list[jax.Device] | None = None) -> Program:
+    """The functions of an experiment on its mesh.
+
+    Args:
+        experiment: everything but the vocabulary's size.
+        model: the experiment's model, vocabulary known.
+        devices: present or absent ones; all of this run's by default.
+
+    Raises:
+        ValueError: when the mesh fits neither the devices, the model nor the batch, or the schedule not the run.
+    """
+    mesh = sharding.make_mesh(experiment.mesh, devices)
+    sizes = dict(mesh.shape)
+    sharding.check_model(model, sizes)
+    train, phase = experiment.train, experiment.data.phases[0]
+    sharding.check_batch(
+        phase.batch_size, train.accumulate, phase.sequence_length, sizes, experiment.mesh.sequence_parallel
+    )
+    rules = sharding.make_rules(experiment.mesh, sizes)
+    precision = train.precision
+    recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)
+    decoder = Decoder(model, recipe, train.remat, train.unroll)
+    optimizer = make_optimizer(experiment.optim, declarations(decoder), rules)
+    rate = schedule(experiment.optim, experiment.data.num_steps)
+    loss_scale = experiment.optim.loss_scale
+    step = make_train_step(decoder, optimizer, rate, train, loss_scale)
+    return Program(
+        mesh=mesh,
+        decoder=decoder,
+        optimizer=optimizer,
+        init=jax.jit(lambda key: init_state(decoder, optimizer, loss_scale, key)),
+        step=jax.jit(step, donate_argnums=0),
+        evaluate=jax.jit(make_eval_step(decoder, train)),
+    )

@@ -1,0 +1,103 @@
+"""One training step: (state, batch) -> (state, metrics), pure, to be jitted with its state donated.
+
+    gradients -> finite? -> optimizer's direction -> params - learning rate * direction
+
+A step whose loss or gradients are not finite drops its update by `lax.cond`: parameters, moments and `optimizer_step`
+stay, `step` counts on. With float16 compute it also halves the loss scale (Micikevicius et al. 2018).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxllm.config import LossScaleConfig, TrainConfig
+from jaxllm.layers.param import Tree, tree_map
+from jaxllm.models.decoder import Decoder, declarations
+from jaxllm.train.gradients import accumulate
+from jaxllm.train.loss_scale import next_loss_scale
+from jaxllm.train.objectives import Batch, pretrain
+from jaxllm.train.optim import global_norm
+from jaxllm.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    config: TrainConfig,
+    loss_scale: LossScaleConfig,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step of pretraining.
+
+    The metrics are float32 scalars: loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
+    clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped) and loss_scale.
+    """
+    declared, recipe = declarations(decoder), decoder.recipe
+    rules = recipe.rules
+
+    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, tuple]:
+        return pretrain(decoder, params, micro, config.loss)
+
+    def to_optimizer(params: Tree) -> Tree:
+        return tree_map(lambda value, leaf: jax.reshard(value, rules.optimizer(leaf.axes)), params, declared)
+
+    def to_storage(params: Tree) -> Tree:
+        return tree_map(lambda value, leaf: jax.reshard(value, rules.storage(leaf.axes)), params, declared)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        scale = state.loss_scale.scale
+        grads, sums, num_tokens = accumulate(
+            objective, state.params, batch, scale, config.accumulate, declared, recipe
+        )
+        grads = jax.tree.map(lambda value: value / scale, grads)
+        grad_norm = global_norm(grads)
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm)
+        rate = schedule(state.optimizer_step) * state.learning_rate_scale
+
+        def accept(state: TrainState) -> tuple[TrainState, jax.Array]:
+            with jax.named_scope("optimizer"):
+                params = to_optimizer(state.params)
+                direction, moments = optimizer.update(grads, state.optimizer, params)
+                update = jax.tree.map(lambda value: -rate * value, direction)
+                params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
+            changed = dataclasses.replace(
+                state, params=to_storage(params), optimizer=moments, optimizer_step=state.optimizer_step + 1
+            )
+            return changed, global_norm(update)
+
+        def drop(state: TrainState) -> tuple[TrainState, jax.Array]:
+            return state, jnp.zeros(())
+
+        param_norm = global_norm(state.params)
+        state, update_norm = jax.lax.cond(finite, accept, drop, state)
+        if recipe.compute == "float16":
+            state = dataclasses.replace(state, loss_scale=next_loss_scale(loss_scale, state.loss_scale, finite))
+        metrics = {
+            "loss": sums.loss,
+            "z_loss": sums.z_loss,
+            "tokens": num_tokens,
+            "grad_norm": grad_norm,
+            "param_norm": param_norm,
+            "update_norm": update_norm,
+            "learning_rate": rate,
+            "skipped": 1.0 - finite,
+            "loss_scale": scale,
+        }
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    return step
+
+
+def make_eval_step(decoder: Decoder, config: TrainConfig) -> Callable[[Tree, Batch], Metrics]:
+    """(params, batch) -> summed cross-entropy in nats (`loss`) and valid tokens (`tokens`) of one batch."""
+
+    def step(params: Tree, batch: Batch) -> Metrics:
+        _, sums = pretrain(decoder, params, batch, config.loss)
+        return {"loss": sums.loss, "tokens": jnp.sum(batch["weights"])}
+
+    return step
