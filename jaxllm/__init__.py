@@ -1,0 +1,43 @@
+"""jaxllm trains large language models in JAX: plan it, train it, trust it.
+
+The names here load what they need when they are called, so that `import jaxllm` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxllm.config import Experiment
+    from jaxllm.train.loop import Run
+
+__all__ = ["load_experiment", "train"]
+
+
+def load_experiment(config: str | Path | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """An experiment from a TOML file (or a tree of the same shape) and overrides by dotted names.
+
+    Raises:
+        ValueError: one sentence that names the field, its value and the fix.
+    """
+    from jaxllm.config import load
+    from jaxllm.models import PRESETS
+
+    return load(config, overrides, PRESETS)
+
+
+def train(experiment: Experiment) -> Run:
+    """Train an experiment to its end, or go on with its run where it stopped.
+
+    Returns:
+        The run: its directory, its last step, and the last logged metrics.
+
+    Raises:
+        ValueError: one sentence, when the experiment does not fit the devices, the data or the run that is there.
+    """
+    from jaxllm.train.loop import train
+
+    return train(experiment)

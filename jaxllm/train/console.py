@@ -51,7 +51,7 @@ class Console:
     def start(self, facts: Mapping[str, Any]) -> None:
         """Show the header, and the live line where there is a terminal. Takes the `started` event's facts."""
         self._progress = _Progress(facts, self._clock)
-        self._output.print(Text(self._clean(str(facts.get("name", ""))), style="bold", overflow="fold"))
+        self._row("", Text(self._clean(str(facts.get("name", ""))), style="bold"), indent=0)
         self._rows(_header(facts))
         if "directory" in facts:
             self._path("files", facts["directory"])
@@ -82,13 +82,12 @@ class Console:
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Show an evaluation: the facts of an `evaluated` event."""
         name = str(record.get("set", "held_out")).replace("_", "-")
-        line = Text(f"step {figures.integer(record['step'])}  ", style="dim", overflow="fold")
-        line.append(self._clean(f"{name} loss {_quality(record)}"), style="not dim")
-        self._output.print(line)
+        step = f"step {figures.integer(record['step'])}  "
+        self._row(step, Text(self._clean(f"{name} loss {_quality(record)}")), indent=len(step))
 
     def note(self, text: str) -> None:
         """Show one sentence about the run."""
-        self._output.print(Text(self._clean(text), overflow="fold"))
+        self._row("", Text(self._clean(text)), indent=0)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Take the live line away and show the result: the `finished` event's facts, and `report`, a path."""
@@ -121,12 +120,12 @@ class Console:
         for label, value in rows:
             self._row(label, Text(self._clean(value)))
 
-    def _row(self, label: str, value: Text) -> None:
-        """Print a label and, beside it, a text of any number of lines."""
-        width = max(self._output.width - _LABEL_WIDTH, 1)
-        for index, line in enumerate(value.wrap(self._output, width, overflow="fold", tab_size=4)):
+    def _row(self, label: str, value: Text, indent: int = _LABEL_WIDTH) -> None:
+        """Print a label and, beside it, a text of any number of lines, without spaces at their ends."""
+        lines = value.wrap(self._output, max(self._output.width - indent, 1), overflow="fold", tab_size=4)
+        for index, line in enumerate(lines):
             line.rstrip()
-            self._output.print(Text((label if index == 0 else "").ljust(_LABEL_WIDTH), style="dim") + line)
+            self._output.print(Text((label if index == 0 else "").ljust(indent), style="dim") + line)
 
     def _path(self, label: str, path: object) -> None:
         line = Text(label.ljust(_LABEL_WIDTH), style="dim").append(self._clean(str(path)), style="not dim")

@@ -4,8 +4,8 @@
     X = N / ||N||;   five times  X = a X + (b A + c A A) X,  A = X X^T   (Newton-Schulz, quintic)
     update = update_rms sqrt(max(inputs, outputs)) X
 
-With N = U S V^T the iteration drives X towards U V^T: (a, b, c) send every singular value between about 0.01 and 1 into
-0.7 ... 1.2. An orthogonal matrix has a root mean square of 1 / sqrt(max(inputs, outputs)), so the factor gives the
+With N = U S V^T the iteration drives X towards U V^T: (a, b, c) send every singular value from 0.002 to 1 into
+0.68 ... 1.2. An orthogonal matrix has a root mean square of 1 / sqrt(max(inputs, outputs)), so the factor gives the
 update one of `update_rms`, as near as the singular values come to 1. It is not the measured root mean square that is
 divided by: that would blow up the few directions of a gradient of low rank, where the factor bounds each of them.
 
@@ -114,8 +114,10 @@ def newton_schulz(matrices_SIO: jax.Array, steps: int) -> jax.Array:
     wide_SIO = matrices_SIO.astype(jnp.float32)
     norm_S11 = jnp.sqrt(jnp.sum(jnp.square(wide_SIO), axis=(1, 2), keepdims=True))
     x_SIO = (wide_SIO / jnp.maximum(norm_S11, _SMALLEST_NORM)).astype(dtype)
-    for _ in range(steps):
+
+    def iterate(_: int, x_SIO: jax.Array) -> jax.Array:
         a_SII = product("sio,sjo->sij", x_SIO, x_SIO).astype(dtype)
         b_SII = (_B * a_SII + _C * product("sij,sjk->sik", a_SII, a_SII)).astype(dtype)
-        x_SIO = (_A * x_SIO + product("sij,sjo->sio", b_SII, x_SIO)).astype(dtype)
-    return x_SIO
+        return (_A * x_SIO + product("sij,sjo->sio", b_SII, x_SIO)).astype(dtype)
+
+    return jax.lax.fori_loop(0, steps, iterate, x_SIO)  # a loop compiles in a fraction of the time of straight code

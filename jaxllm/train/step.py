@@ -34,8 +34,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step of pretraining.
 
-    The metrics are float32 scalars: loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
-    clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped) and loss_scale.
+    The metrics are scalars: loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
+    clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step (accepted updates so far) and loss_scale.
     """
     declared, recipe = declarations(decoder), decoder.recipe
     rules = recipe.rules
@@ -86,6 +86,7 @@ def make_train_step(
             "update_norm": update_norm,
             "learning_rate": rate,
             "skipped": 1.0 - finite,
+            "optimizer_step": state.optimizer_step,
             "loss_scale": scale,
         }
         return dataclasses.replace(state, step=state.step + 1), metrics

@@ -133,11 +133,10 @@ def test_the_sample_is_of_training_text_and_spread_over_the_files(tmp_path):
     for number in range(200):
         (tmp_path / f"{number:03d}.txt").write_text(f"<{number:03d}>" + "x" * 995)
     source = SourceConfig(path=str(tmp_path), name="s")
-    split = Split.of("s", documents(source), 0.2)
-    held_out = {
-        part.text for document in documents(source) for name, part in split.parts(document) if name == "held_out"
-    }
-    texts = list(sample([(source, split, find(source))], 50_000))
+    split_source = SplitSource.of(source, find(source), 0.2)
+    parts = [part for document in documents(source) for part in split_source.split.parts(document)]
+    held_out = {part.text for name, part in parts if name == "held_out"}
+    texts = list(sample([split_source], 50_000))
     assert sum(map(len, texts)) == 50_000
     assert not held_out & set(texts)
     numbers = sorted(int(text[1:4]) for text in texts)

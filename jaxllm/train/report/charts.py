@@ -114,7 +114,7 @@ def _later_loss(later: list[Run], runs: list[Run]) -> Chart:
     ]
     return Chart(
         key="later",
-        title=f"Loss, the last {1 - _LATER_PART:.0%} of the steps",
+        title=f"Loss, the last {100 * (1 - _LATER_PART):.0f} % of the steps",
         unit="nats per token",
         x=x,
         y=_padded(quantile(shown, 0.005), quantile(shown, 0.995)),

@@ -122,10 +122,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if "mfu_convention" in run.facts:
         rows.append(("MFU counts", str(run.facts["mfu_convention"])))
     versions = run.environment.get("versions", {})
+    if "python" in run.environment:
+        versions = {"python": run.environment["python"], **versions}
     if versions:
         rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    if run.environment.get("commit"):
-        rows.append(("Commit", str(run.environment["commit"])))
     return rows
 
 
@@ -144,7 +144,12 @@ def _table(runs: list[Run]) -> str:
         cells = "".join(f"<td>{escape(row.get(label, ('', ''))[0])}</td>" for label in columns)
         swatch = f'<i class="line" style="--c:var(--run-{index % NUM_COLOURS})"></i>'
         body += f"<tr><th>{swatch}{escape(run.name)}</th>{cells}</tr>"
-    return f'<div class="table"><table><thead><tr><th>Run</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    conventions = sorted({str(run.facts["mfu_convention"]) for run in runs if "mfu_convention" in run.facts})
+    counts = f'<dl class="facts"><div><dt>MFU counts</dt><dd>{escape("; ".join(conventions))}</dd></div></dl>'
+    return (
+        f'<div class="table"><table><thead><tr><th>Run</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{counts if conventions else ''}"
+    )
 
 
 def _texts(run: Run, *, alone: bool) -> str:

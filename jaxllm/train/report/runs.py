@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxllm.train.metrics import METRICS, evaluations, read_events, read_metrics
 from jaxllm.train.report.series import Points
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What a run wrote down.
 
@@ -35,6 +34,7 @@ class Run:
     result: dict[str, Any]
     config: str
     environment: dict[str, Any]
+    _points: dict[str, Points] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def last_step(self) -> int:
@@ -58,7 +58,10 @@ class Run:
 
     def points(self, field: str) -> Points:
         """(step, value) of the records that hold the field."""
-        return [(record["step"], record[field]) for record in self.records if record.get(field) is not None]
+        if field not in self._points:
+            held = [(record["step"], record[field]) for record in self.records if record.get(field) is not None]
+            self._points[field] = held
+        return self._points[field]
 
     def median(self, field: str) -> float | None:
         """The median of a field's finite values."""

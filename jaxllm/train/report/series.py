@@ -103,7 +103,7 @@ def _log_ticks(axis: Axis, num: int) -> list[float]:
     first, last = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
     inside: list[float] = []
     for factors in ((1, 2, 5), (1, 3), (1,)):
-        marks = (factor * 10.0**power for power in range(first, last + 1) for factor in factors)
+        marks = (float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors)
         inside = [mark for mark in marks if axis.low <= mark <= axis.high]
         if len(inside) <= num:
             break

@@ -1,0 +1,250 @@
+"""The command line: the only place that parses arguments and prints.
+
+Exit codes: 0 done, 2 a mistake in config or usage, 75 saved after a signal (start again to go on), 1 anything else.
+
+A `ValueError` that jaxllm itself raises is a user's mistake and becomes one sentence; one raised by anything below is a
+bug, like every other exception, and keeps its traceback.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jaxllm
+from jaxllm.config import Experiment, describe
+
+DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    logging.basicConfig(format="jaxllm: %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        code = arguments.command(arguments, rest)
+    except ValueError as error:
+        if not _raised_here(error.__traceback__):
+            raise
+        print(f"jaxllm: {error}", file=sys.stderr)
+        code = MISTAKE
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"jaxllm: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+        code = FAILED
+    except KeyboardInterrupt:
+        print("jaxllm: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
+
+
+def _raised_here(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame of a traceback is jaxllm's own."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "jaxllm"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxllm", description="Train large language models in JAX: plan it, train it, trust it.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[..., int], text: str, where: Any = commands) -> argparse.ArgumentParser:
+        one = where.add_parser(name, help=text, description=text, allow_abbrev=False)
+        one.set_defaults(command=command)
+        return one
+
+    overrides = "fields are set as --section.field VALUE; --fields [SECTION] lists them all"
+    train = add("train", _train, "Train; goes on by itself where the run exists.")
+    train.add_argument("config", nargs="?", help="experiment, a TOML file")
+    train.add_argument("--force", action="store_true", help="go on with a run that another config started")
+    train.add_argument("--fields", nargs="?", const="", metavar="SECTION", help="list the config's fields and stop")
+    train.epilog = overrides
+
+    show = add("show", _show, "A model in numbers: parameters, FLOPs per token, memory per device.")
+    show.add_argument("config", nargs="?", help="experiment, a TOML file")
+    show.add_argument("--preset", metavar="NAME", help="a published model instead of a config")
+    show.add_argument("--json", action="store_true", help="for programs")
+    show.epilog = overrides + f"; presets: {', '.join(_presets())}"
+
+    data = commands.add_parser("data", help="Text into tokens.", allow_abbrev=False).add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    build = add("build", _data_build, "Tokenise an experiment's text into its store; goes on where it stopped.", data)
+    build.add_argument("config", help="experiment, a TOML file")
+    build.add_argument("--force", action="store_true", help="build anew what is there")
+    build.epilog = overrides
+
+    report = add("report", _report, "Draw one run, or several over each other, into one HTML file.")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
+    report.add_argument("--out", type=Path, help="where to; RUN/report.html for one run, report.html for several")
+
+    bench = commands.add_parser("bench", help="Measure.", allow_abbrev=False).add_subparsers(
+        metavar="WHAT", required=True
+    )
+    step = add("step", _bench_step, "Time the training step of an experiment on synthetic tokens.", bench)
+    step.add_argument("config", help="experiment, a TOML file")
+    step.add_argument("--steps", type=int, default=10, help="timed steps (10)")
+    step.add_argument("--peer", metavar="PYTHON", help="alternate with PyTorch, run by this interpreter")
+    step.add_argument("--json", action="store_true", help="for programs")
+    step.epilog = overrides
+    return parser
+
+
+def _presets() -> list[str]:
+    from jaxllm.models import PRESETS
+
+    return list(PRESETS)
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    """`--a.b VALUE` and `--a.b=VALUE`.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    found: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in name:
+            raise ValueError(
+                f"{word!r} is no argument of this command: fields are set as --section.field VALUE, see --help"
+            )
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise ValueError(f"--{name} needs a value, as in --{name} VALUE")
+        if name in found:
+            raise ValueError(f"--{name} is given twice, as {found[name]!r} and {value!r}; give it once")
+        found[name] = value
+    return found
+
+
+def _load(arguments: argparse.Namespace, rest: Sequence[str]) -> Experiment:
+    return jaxllm.load_experiment(arguments.config, _overrides(rest))
+
+
+def _none(rest: Sequence[str]) -> None:
+    if rest:
+        raise ValueError(f"{rest[0]!r} is no argument of this command; see --help")
+
+
+def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    if arguments.fields is not None:
+        return _fields(arguments.fields)
+    if arguments.config is None:
+        raise ValueError("name a config, as in: jaxllm train configs/quickstart.toml")
+    experiment = _load(arguments, rest)
+    from jaxllm.train.loop import train
+
+    return STOPPED if train(experiment, force=arguments.force).interrupted else DONE
+
+
+def _fields(section: str) -> int:
+    """List the config's fields."""
+    for row in describe(section):
+        kind = f" ({row.kind})" if row.kind else ""
+        print(f"--{row.name}{kind}  {row.type}  default {row.default}\n    {row.text}")
+    return DONE
+
+
+def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm import models
+    from jaxllm.config import TrainConfig
+    from jaxllm.roofline import summary
+
+    if (arguments.config is None) == (arguments.preset is None):
+        raise ValueError("name either a config or --preset NAME, as in: jaxllm show --preset llama3-8b")
+    if arguments.preset is not None:
+        name = models.find(arguments.preset)
+        length = models.CONTEXT_LENGTHS[name]
+        data = {"phases": [{"sequence_length": length, "batch_size": 1, "steps": 1}]}
+        overrides = {key: value for key, value in _overrides(rest).items()}
+        experiment = jaxllm.load_experiment({"model": {"preset": name}, "data": data}, overrides)
+        numbers = summary.summarise(experiment.model, length, name=name, train=TrainConfig())
+    else:
+        experiment = _load(arguments, rest)
+        numbers = _summarise(experiment)
+    print(json.dumps(numbers, indent=2) if arguments.json else summary.text(numbers))
+    return DONE
+
+
+def _summarise(experiment: Experiment) -> dict[str, Any]:
+    from jaxllm import sharding
+    from jaxllm.data.store import open_store
+    from jaxllm.roofline import summary
+    from jaxllm.train.assemble import resolve_vocabulary
+
+    model = experiment.model
+    if model.vocab_size == 0:
+        model = resolve_vocabulary(model, open_store(experiment.data).tokenizer.vocab_size)
+    mesh = experiment.mesh
+    known = 1
+    for size in mesh.shape:
+        known *= max(size, 1)
+    phase = experiment.data.phases[0]
+    sizes = sharding.resolve(mesh, known)
+    rows = phase.batch_size // experiment.train.accumulate
+    for axis in sharding.BATCH_AXES:
+        rows = -(-rows // sizes[axis])
+    return summary.summarise(
+        model,
+        phase.sequence_length,
+        name=experiment.run.name,
+        train=experiment.train,
+        optimizer=experiment.optim.optimizer,
+        mesh=sizes,
+        zero=mesh.zero,
+        sequence_parallel=mesh.sequence_parallel,
+        tokens=rows * phase.sequence_length,
+    )
+
+
+def _data_build(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.data.store import build
+
+    said: set[str] = set()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{what}: {done:,} of {total:,}\033[K", end="", file=sys.stderr, flush=True)
+        elif what not in said:
+            said.add(what)
+            print(what, file=sys.stderr, flush=True)
+
+    store = build(_load(arguments, rest).data, progress, force=arguments.force)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(store.describe())
+    return DONE
+
+
+def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.train.report import write_report
+
+    _none(rest)
+    out = arguments.out or (arguments.runs[0] / "report.html" if len(arguments.runs) == 1 else Path("report.html"))
+    write_report(arguments.runs, out)
+    print(out)
+    return DONE
+
+
+def _bench_step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import step
+
+    result = step.measure(_load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
+    print(json.dumps(result, indent=2) if arguments.json else step.text(result))
+    return DONE

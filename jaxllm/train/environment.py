@@ -1,0 +1,64 @@
+"""The ground a run stands on: versions, flags, devices and memory."""
+
+import datetime
+import os
+import platform
+import resource
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+import msgspec
+from jax.sharding import Mesh
+
+from jaxllm.storage import LocalStorage
+
+ENVIRONMENT = "environment.json"
+_PACKAGES = ("jaxllm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS")
+
+
+def deterministic() -> None:
+    """Exclude GPU kernels that add in no fixed order; must come before jax first looks at its devices."""
+    flag = "--xla_gpu_deterministic_ops=true"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def describe(mesh: Mesh) -> dict[str, Any]:
+    """Everything outside the config that decides a run's bits."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "flags": {name: os.environ[name] for name in _FLAGS if name in os.environ},
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": jax.process_count(),
+        "devices": mesh.devices.size,
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "mesh": dict(mesh.shape),
+    }
+
+
+def record(storage: LocalStorage, attempt: int, mesh: Mesh) -> None:
+    """Add this attempt to the run's environment.json."""
+    entries = msgspec.json.decode(storage.read(ENVIRONMENT)) if ENVIRONMENT in storage.list(ENVIRONMENT) else []
+    entries.append({"attempt": attempt, **describe(mesh)})
+    storage.write(ENVIRONMENT, msgspec.json.format(msgspec.json.encode(entries), indent=2))
+
+
+def peak_memory(devices: list[jax.Device]) -> int:
+    """Largest number of bytes in use on the fullest device so far; of the whole process where devices do not say."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
+    if any(peaks):
+        return max(peaks)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

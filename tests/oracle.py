@@ -1,0 +1,106 @@
+"""Llama's forward pass and its loss a second time: plain jax.numpy, one device, one layer after the other.
+
+Nothing here is shared with jaxllm but the config's values and the names of parameters, which come layer by layer: no
+mesh, no scan, no chunks, no written-out gradients. What is differentiated is differentiated by jax.
+
+B batch, T and S sequence, D model, N query heads, K key and value heads, H width of a head, F feed-forward, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.config import ModelConfig, RopeConfig
+
+Layers = list[dict[str, jax.Array]]
+Arrays = dict[str, Any]
+
+
+def unstack(config: ModelConfig, params: Arrays) -> tuple[Layers, Arrays]:
+    """A decoder's parameters (or gradients) as one flat dict a layer, first to last, and those outside the layers."""
+    layers: Layers = []
+    for group, repeats in (("prefix", 1), ("period", config.num_repeats), ("remainder", 1)):
+        slots = params.get(group, {})
+        for repeat in range(repeats):
+            for slot in sorted(slots, key=int):
+                layers.append({name: value[repeat] for name, value in flat(slots[slot]).items()})
+    assert len(layers) == config.num_layers
+    return layers, flat({name: params[name] for name in ("embedding", "norm", "head") if name in params})
+
+
+def flat(tree: Arrays, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a nested dict's leaves."""
+    found = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def wavelengths(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Tokens of a full turn, float64[H / 2], as the Llama 3.1 release computes them, case by case."""
+    waves = np.array([2 * np.pi * rope.theta ** (2 * pair / head_dim) for pair in range(head_dim // 2)])
+    if rope.scaling is None:
+        return waves
+    scaling, scaled = rope.scaling, []
+    for wave in waves:
+        if wave < scaling.original_max_positions / scaling.high_freq_factor:
+            scaled.append(wave)
+        elif wave > scaling.original_max_positions / scaling.low_freq_factor:
+            scaled.append(wave * scaling.factor)
+        else:
+            smooth = (scaling.original_max_positions / wave - scaling.low_freq_factor) / (
+                scaling.high_freq_factor - scaling.low_freq_factor
+            )
+            scaled.append(1 / ((1 - smooth) / (scaling.factor * wave) + smooth / wave))
+    return np.array(scaled)
+
+
+def turn(x_BTNH: jax.Array, positions_BT: np.ndarray, rope: RopeConfig) -> jax.Array:
+    """Pairs of features as complex numbers, multiplied by exp(2 pi i position / wavelength)."""
+    half = x_BTNH.shape[-1] // 2
+    angles = 2 * np.pi * positions_BT[:, :, None, None] / wavelengths(rope, 2 * half)[None, None, None, :]
+    turned = jax.lax.complex(x_BTNH[..., :half], x_BTNH[..., half:]) * np.exp(1j * angles).astype(np.complex64)
+    return jnp.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def normalise(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x over the root of its mean square."""
+    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale[None, None, :]
+
+
+def logits(
+    config: ModelConfig, layers: Layers, outer: Arrays, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+) -> jax.Array:
+    """float32[B, T, V]."""
+    length = tokens.shape[1]
+    mask_BTS = (segments[:, :, None] == segments[:, None, :]) & np.tril(np.ones((length, length), bool))[None]
+    x = outer["embedding.table"][tokens]
+    for block, p in zip(config.blocks, layers, strict=True):
+        attention, epsilon = block.attention, block.norm.epsilon
+        h = normalise(x, p["attention_norm.scale"], epsilon)
+        q = turn(jnp.einsum("btd,dnh->btnh", h, p["attention.query"]), positions, attention.rope)
+        k = turn(jnp.einsum("btd,dkh->btkh", h, p["attention.key"]), positions, attention.rope)
+        v = jnp.einsum("btd,dkh->btkh", h, p["attention.value"])
+        k, v = (jnp.repeat(one, q.shape[2] // one.shape[2], axis=2) for one in (k, v))
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.float32(np.sqrt(q.shape[3]))
+        probabilities = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -jnp.inf))
+        mixed = jnp.einsum("bnts,bsnh->btnh", probabilities, v)
+        x = x + jnp.einsum("btnh,nhd->btd", mixed, p["attention.output"])
+        h = normalise(x, p["mlp_norm.scale"], epsilon)
+        gate = h @ p["mlp.gate"]
+        x = x + (gate * jax.nn.sigmoid(gate) * (h @ p["mlp.up"])) @ p["mlp.down"]
+    x = normalise(x, outer["norm.scale"], config.norm.epsilon)
+    return x @ (outer["embedding.table"].T if config.tie_embeddings else outer["head.kernel"])
+
+
+def loss(
+    config: ModelConfig, layers: Layers, outer: Arrays, batch: dict[str, np.ndarray], z_loss: float = 0.0
+) -> jax.Array:
+    """Cross-entropy and z-loss of a batch, averaged over its weights."""
+    l_BTV = logits(config, layers, outer, batch["tokens"], batch["positions"], batch["segments"])
+    log_z_BT = jax.nn.logsumexp(l_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(l_BTV, batch["targets"][..., None], axis=-1)[..., 0]
+    each_BT = log_z_BT - target_BT + z_loss * log_z_BT**2
+    return (batch["weights"] * each_BT).sum() / batch["weights"].sum()
