@@ -9,6 +9,7 @@ bug, like every other exception, and keeps its traceback.
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "A model in numbers: parameters, FLOPs per token, memory per device.")
     show.add_argument("config", nargs="?", help="experiment, a TOML file")
     show.add_argument("--preset", metavar="NAME", help="a published model instead of a config")
+    show.add_argument("--devices", type=int, default=0, help="how many, where the config leaves a mesh axis at -1")
     show.add_argument("--json", action="store_true", help="for programs")
     show.epilog = overrides + f"; presets: {', '.join(_presets())}"
 
@@ -177,30 +179,32 @@ def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         numbers = summary.summarise(experiment.model, length, name=name, train=TrainConfig())
     else:
         experiment = _load(arguments, rest)
-        numbers = _summarise(experiment)
-    print(json.dumps(numbers, indent=2) if arguments.json else summary.text(numbers))
+        numbers = _summarise(experiment, arguments.devices)
+    if arguments.json:
+        print(json.dumps(numbers, indent=2))
+        return DONE
+    print(summary.text(numbers))
+    if "mesh" in numbers:
+        shape = ", ".join(f"{axis} {size}" for axis, size in numbers["mesh"].items() if size > 1) or "no axis split"
+        print(f"{'mesh':<20}{numbers['devices']} devices: {shape}; --devices N asks for others")
     return DONE
 
 
-def _summarise(experiment: Experiment) -> dict[str, Any]:
+def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
+    """A config's numbers; without a number of devices, on as few as its mesh allows."""
     from jaxllm import sharding
     from jaxllm.data.store import open_store
     from jaxllm.roofline import summary
     from jaxllm.train.assemble import resolve_vocabulary
 
-    model = experiment.model
+    model, mesh, phase = experiment.model, experiment.mesh, experiment.data.phases[0]
     if model.vocab_size == 0:
         model = resolve_vocabulary(model, open_store(experiment.data).tokenizer.vocab_size)
-    mesh = experiment.mesh
-    known = 1
-    for size in mesh.shape:
-        known *= max(size, 1)
-    phase = experiment.data.phases[0]
-    sizes = sharding.resolve(mesh, known)
-    rows = phase.batch_size // experiment.train.accumulate
-    for axis in sharding.BATCH_AXES:
-        rows = -(-rows // sizes[axis])
-    return summary.summarise(
+    least = math.prod(size for size in mesh.shape if size != -1)
+    sizes = sharding.resolve(mesh, num_devices or least)
+    sharding.check_model(model, sizes)
+    rows = -(-phase.batch_size // experiment.train.accumulate // math.prod(sizes[axis] for axis in sharding.BATCH_AXES))
+    numbers = summary.summarise(
         model,
         phase.sequence_length,
         name=experiment.run.name,
@@ -211,6 +215,7 @@ def _summarise(experiment: Experiment) -> dict[str, Any]:
         sequence_parallel=mesh.sequence_parallel,
         tokens=rows * phase.sequence_length,
     )
+    return {"devices": math.prod(sizes.values()), "mesh": sizes, **numbers}
 
 
 def _data_build(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

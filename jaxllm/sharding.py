@@ -207,9 +207,9 @@ def absent_devices(platform: str, topology: str, num_slices: int = 1, **options:
     return list(topologies.get_topology_desc(platform=platform, topology_name=topology, **options).devices)
 
 
-def platform() -> str:
-    """Platform that the ambient mesh computes on: `cpu`, `gpu` or `tpu`, also when its devices are absent."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
+def platform(mesh: AbstractMesh | None = None) -> str:
+    """Platform that a mesh, the ambient one by default, computes on: `cpu`, `gpu` or `tpu`, present or absent."""
+    device = (mesh or jax.sharding.get_abstract_mesh()).abstract_device
     if device is None:
         return jax.default_backend()
     return "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)

@@ -1,21 +1,20 @@
 """Tiny models on any mesh of simulated devices, batches of packed documents, and how to compare what comes out."""
 
-import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxllm.config import (
     AttentionConfig,
+    Constant,
     DataConfig,
     Experiment,
-    LossConfig,
     MeshConfig,
     MLPConfig,
     ModelConfig,
@@ -24,12 +23,11 @@ from jaxllm.config import (
     PrecisionConfig,
     TrainConfig,
 )
-from jaxllm.config.optim import Constant
-from jaxllm.layers.param import Recipe, Tree, leaves
-from jaxllm.models.decoder import declarations, init
+from jaxllm.layers.param import Tree, leaves, tree_map
+from jaxllm.models.decoder import declarations
 from jaxllm.train.assemble import Program, assemble
 from jaxllm.train.gradients import accumulate
-from jaxllm.train.objectives import Sums, pretrain
+from jaxllm.train.objectives import pretrain
 
 ROWS, LENGTH = 16, 32
 MODEL = ModelConfig(
@@ -40,23 +38,108 @@ MODEL = ModelConfig(
     mlp=MLPConfig(d_ff=96),
     initializer_std=0.1,
 )
-"""Wide enough for 8 devices; its initial weights are large enough for attention to differ from an average."""
+"""Divisible by any mesh of 8 devices; the initial weights are large enough for attention to be far from an average."""
 
 
 def experiment(
     model: ModelConfig = MODEL,
     mesh: MeshConfig | None = None,
-    compute: str = "float32",
     optim: OptimConfig | None = None,
+    precision: PrecisionConfig | None = None,
+    shape: tuple[int, int] = (ROWS, LENGTH),
     **train: Any,
 ) -> Experiment:
-    """An experiment in float32 on one device unless something else is said; `train` are fields of that section."""
-    train.setdefault("precision", PrecisionConfig(compute=compute))  # pyright: ignore[reportArgumentType]
-    train.setdefault("remat", "none")
+    """An experiment in float32 on one device, unless something else is said; `train` are fields of that section."""
+    settings = {"remat": "none", "precision": precision or PrecisionConfig(compute="float32"), **train}
     return Experiment(
         model=model,
-        data=DataConfig(phases=(PhaseConfig(batch_size=ROWS, sequence_length=LENGTH, steps=8),)),
+        data=DataConfig(phases=(PhaseConfig(batch_size=shape[0], sequence_length=shape[1], steps=8),)),
         mesh=mesh or MeshConfig(fsdp=1),
-        train=TrainConfig(**train),
+        train=TrainConfig(**settings),
         optim=optim or OptimConfig(learning_rate=1e-2, schedule=Constant()),
     )
+
+
+def program(config: Experiment) -> Program:
+    """The functions of an experiment, on as many devices as its mesh has."""
+    return assemble(config, config.model, jax.devices()[: math.prod(config.mesh.shape)])
+
+
+def quick_jit(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` that compiles at the lowest level: partitioned as ever, but into machine code that is made much faster."""
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=quick, **options)
+
+
+def make_batch(rows: int = ROWS, length: int = LENGTH, vocab_size: int = 128, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens in packed documents; the first row has hardly a token that counts, in the last all do."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, vocab_size, (rows, length + 1), dtype=np.int32)
+    starts = random.random((rows, length)) < 3 / length
+    starts[:, 0] = True
+    places = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+    counts = random.random((rows, length)) < np.linspace(0.02, 1, rows)[:, None]
+    return {
+        "tokens": tokens[:, :-1].copy(),
+        "targets": tokens[:, 1:].copy(),
+        "weights": counts.astype(np.float32),
+        "positions": places - first,
+        "segments": np.cumsum(starts, axis=1, dtype=np.int32),
+    }
+
+
+@functools.cache
+def start(model: ModelConfig = MODEL) -> Tree:
+    """Initial parameters of a model, on the host."""
+    alone = program(experiment(model))
+    with jax.set_mesh(alone.mesh):
+        return tree_map(np.asarray, quick_jit(alone.init)(jax.random.key(0)).params)
+
+
+def place(running: Program, params: Tree) -> Tree:
+    """Parameters on a program's mesh, as its storage table says."""
+    rules = running.decoder.recipe.rules
+    return tree_map(
+        lambda value, leaf: jax.device_put(value, NamedSharding(running.mesh, rules.storage(leaf.axes))),
+        params,
+        declarations(running.decoder),
+    )
+
+
+def differentiate(running: Program, config: Experiment) -> Callable[..., tuple[Tree, Any, jax.Array]]:
+    """(parameters, batch) -> what the step makes of them: gradients, sums, number of valid tokens."""
+    decoder, train = running.decoder, config.train
+
+    def function(params: Tree, batch: Mapping[str, jax.Array]) -> tuple[Tree, Any, jax.Array]:
+        return accumulate(
+            lambda given, micro: pretrain(decoder, given, micro, train.loss),
+            params,
+            dict(batch),
+            jnp.ones(()),
+            train.accumulate,
+            declarations(decoder),
+            decoder.recipe,
+        )
+
+    return function
+
+
+def loss_and_gradients(
+    config: Experiment, batch: Mapping[str, np.ndarray], params: Tree | None = None
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean loss, and gradients by dotted name, as an experiment's step computes them on its mesh."""
+    running = program(config)
+    with jax.set_mesh(running.mesh):
+        placed = place(running, params or start(config.model))
+        gradients, sums, _ = quick_jit(differentiate(running, config))(placed, running.put(batch))
+        return float(sums.loss + sums.z_loss), {name: np.asarray(value) for name, value in leaves(gradients)}
+
+
+def assert_close(
+    found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], tolerance: float = 1e-5
+) -> None:
+    """Each array within a tolerance of the other, in units of the other's largest entry."""
+    assert found.keys() == wanted.keys()
+    errors = {name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted}
+    assert max(errors.values()) <= tolerance, errors

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm import sharding
 from jaxllm.config import Experiment, ModelConfig
+from jaxllm.layers.attention import choose
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.train.objectives import Batch
@@ -104,7 +105,8 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: list[jax.Devic
         devices: present or absent ones; all of this run's by default.
 
     Raises:
-        ValueError: when the mesh fits neither the devices, the model nor the batch, or the schedule not the run.
+        ValueError: when the mesh fits neither the devices, the model nor the batch, a kernel not the platform, or the
+            schedule not the run.
     """
     mesh = sharding.make_mesh(experiment.mesh, devices)
     sizes = dict(mesh.shape)
@@ -113,6 +115,15 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: list[jax.Devic
     sharding.check_batch(
         phase.batch_size, train.accumulate, phase.sequence_length, sizes, experiment.mesh.sequence_parallel
     )
+    for block in model.blocks:
+        head_dim = model.head_dim(block.attention)
+        choose(
+            block.attention.kernel,
+            sharding.platform(mesh.abstract_mesh),
+            phase.sequence_length,
+            head_dim,
+            train.precision.compute,
+        )
     rules = sharding.make_rules(experiment.mesh, sizes)
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)

@@ -23,7 +23,7 @@ S stacked layers, I inputs, O outputs of a matrix.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def scale_by_muon(config: Muon, declarations: Tree, rules: Rules, compute: str) 
     """
     dtype = "float32" if compute == "float32" else "bfloat16"
 
-    def init(params: Tree) -> MuonState:
+    def init(params: Any) -> MuonState:
         return MuonState(optax.tree.zeros_like(params))
 
     def direction(gradient: jax.Array, momentum: jax.Array, declaration: Declaration) -> jax.Array:
@@ -66,13 +66,13 @@ def scale_by_muon(config: Muon, declarations: Tree, rules: Rules, compute: str) 
         scale = config.update_rms * max(_matrix_shape(declaration)) ** 0.5
         return scale * orthogonal.astype(gradient.dtype)
 
-    def update(gradients: Tree, state: MuonState, params: Tree | None = None) -> tuple[Tree, MuonState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Tree, MuonState]:
         del params
-        momentum = tree_map(lambda g, m: config.momentum * m + g, gradients, state.momentum)
+        momentum = tree_map(lambda g, m: config.momentum * m + g, updates, state.momentum)
         with jax.named_scope("muon"):
-            return tree_map(direction, gradients, momentum, declarations), MuonState(momentum)
+            return tree_map(direction, updates, momentum, declarations), MuonState(momentum)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformation(init, update)
 
 
 def _matrix_shape(declaration: Declaration) -> tuple[int, int]:

@@ -12,7 +12,7 @@ no second moment for what muon updates.
 """
 
 from collections.abc import Collection
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -66,23 +66,22 @@ def global_norm(tree: Tree) -> jax.Array:
 
 
 def _scale_embedding(scale: float, declarations: Tree) -> optax.GradientTransformation:
-    def update(gradients: Tree, _: Tree | None) -> Tree:
+    def update(gradients: Any, _: Any) -> Tree:
         return tree_map(lambda g, leaf: scale * g if leaf.role == "embedding" else g, gradients, declarations)
 
-    return optax.stateless(update)  # pyright: ignore[reportArgumentType]
+    return optax.stateless(update)
 
 
 def _clip(limit: float) -> optax.GradientTransformation:
-    def update(gradients: Tree, _: Tree | None) -> Tree:
+    def update(gradients: Any, _: Any) -> Tree:
         scale = jnp.minimum(1.0, limit / global_norm(gradients))
         return jax.tree.map(lambda g: scale * g, gradients)
 
-    return optax.stateless(update)  # pyright: ignore[reportArgumentType]
+    return optax.stateless(update)
 
 
 def _decay(weight_decay: float, declarations: Tree) -> optax.GradientTransformation:
-    def update(directions: Tree, params: Tree | None) -> Tree:
-        assert params is not None, "weight decay reads the parameters"
+    def update(directions: Any, params: Any) -> Tree:
         return tree_map(
             lambda d, p, leaf: d + weight_decay * p.astype(d.dtype) if leaf.role == "matrix" else d,
             directions,
@@ -90,7 +89,7 @@ def _decay(weight_decay: float, declarations: Tree) -> optax.GradientTransformat
             declarations,
         )
 
-    return optax.stateless(update)  # pyright: ignore[reportArgumentType]
+    return optax.stateless(update)
 
 
 def _only(
@@ -98,18 +97,18 @@ def _only(
 ) -> optax.GradientTransformation:
     """A transform of the parameters of some roles: it sees no others, and its state has no others."""
 
-    def init(params: Tree) -> Any:
-        return transform.init(_select(params, declarations, roles))  # pyright: ignore[reportArgumentType]
+    def init(params: Any) -> Any:
+        return transform.init(_select(params, declarations, roles))
 
-    def update(gradients: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Tree, Any]:
         del params
-        # Moments stored in bfloat16 would stall if they were also averaged in it.
+        # Moments that are stored in bfloat16 are still averaged in float32.
         wide = jax.tree.map(_widened, state)
-        directions, changed = transform.update(_select(gradients, declarations, roles), wide)
+        directions, changed = transform.update(_select(updates, declarations, roles), wide)
         changed = jax.tree.map(lambda new, old: new.astype(old.dtype), changed, state)
-        return nest(dict(leaves(gradients)) | dict(leaves(directions))), changed
+        return nest(dict(leaves(updates)) | dict(leaves(cast(Tree, directions)))), changed
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformation(init, update)
 
 
 def _widened(value: jax.Array) -> jax.Array:

@@ -145,12 +145,15 @@ def test_evaluations_of_steps_that_were_run_again_are_left_out(tmp_path):
     for attempt, step, name in [(1, 10, "held_out"), (1, 20, "held_out"), (1, 30, "held_out"), (2, 20, "code")]:
         log.write("evaluated", attempt=attempt, step=step, set=name, loss=attempt + step / 100)
     log.write("evaluated", attempt=2, step=20, set="held_out", loss=2.2)
+    # Attempt 2 may have started from the very state that attempt 1 evaluated here.
+    log.write("evaluated", attempt=1, step=20, set="math", loss=1.2)
     log.close()
     counted = evaluations(read_metrics(tmp_path), read_events(tmp_path))
     assert [(event["set"], event["step"], event["attempt"]) for event in counted] == [
         ("code", 20, 2),
         ("held_out", 10, 1),
         ("held_out", 20, 2),
+        ("math", 20, 1),
     ]
 
 

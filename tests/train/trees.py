@@ -1,13 +1,15 @@
 """Small trees of declared parameters, laid over meshes of simulated devices."""
 
+import math
+
 import jax
+import msgspec
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxllm import sharding
-from jaxllm.config import AttentionConfig, MeshConfig, MLPConfig, ModelConfig
-from jaxllm.layers.param import Declaration, Recipe, Tree, leaves, tree_map
-from jaxllm.models.decoder import Decoder, declarations, nest
+from jaxllm.config import MeshConfig
+from jaxllm.layers.param import Declaration, Tree, leaves, tree_map
 from jaxllm.sharding import Rules
 
 ALL_ROLES: Tree = {
@@ -25,19 +27,15 @@ ALL_ROLES: Tree = {
 }
 """One parameter of each role; norms, biases and a router are stacked, so that ranks tell nothing."""
 
+MESHES = [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}]
+"""Eight devices: moments repeated over some, and over none."""
+
 
 def make_mesh(**axes: int) -> tuple[Mesh, Rules]:
     """A mesh of just the axes named, and its rules."""
-    config = MeshConfig(**{"fsdp": 1, **axes})
-    mesh = sharding.make_mesh(config, jax.devices()[: int(np.prod(config.shape))])
+    config = msgspec.convert({"fsdp": 1, **axes}, MeshConfig)
+    mesh = sharding.make_mesh(config, jax.devices()[: math.prod(config.shape)])
     return mesh, sharding.make_rules(config, dict(mesh.shape))
-
-
-def decoder_declarations(num_layers: int = 3) -> Tree:
-    """Declarations of a small decoder whose heads, and wide and tall matrices, can be sharded."""
-    attention, mlp = AttentionConfig(num_heads=8, num_kv_heads=4), MLPConfig(d_ff=48)
-    config = ModelConfig(vocab_size=32, d_model=32, num_layers=num_layers, attention=attention, mlp=mlp)
-    return declarations(Decoder(config, Recipe()))
 
 
 def random_tree(declared: Tree, seed: int, scale: float = 1.0) -> Tree:
@@ -60,6 +58,16 @@ def flat(tree: Tree) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in leaves(tree)}
 
 
-def single(declared: Tree, name: str) -> Tree:
-    """The tree with one parameter only."""
-    return nest({name: dict(leaves(declared))[name]})
+def names_of(tree: Tree) -> set[str]:
+    """Dotted names of the leaves."""
+    return {name for name, _ in leaves(tree)}
+
+
+def scaled(tree: Tree, factor: float) -> Tree:
+    """Every value times a factor."""
+    return tree_map(lambda value: np.float32(factor) * value, tree)
+
+
+def norm_of(tree: Tree) -> float:
+    """Euclidean norm of all values together, in float64."""
+    return math.sqrt(sum(np.sum(np.float64(value) ** 2) for value in flat(tree).values()))

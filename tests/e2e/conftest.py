@@ -1,0 +1,69 @@
+"""A tiny experiment on a tiny text, and ways to run it."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potions of amber and jade".split()
+CONFIG = """
+[model]
+d_model = 32
+num_layers = 2
+attention = {{ num_heads = 4, num_kv_heads = 2 }}
+mlp = {{ d_ff = 64 }}
+
+[data]
+sources = [{{ path = "{text}", documents = "line" }}]
+tokenizer = {{ type = "bytes" }}
+store = "{store}"
+phases = [{{ sequence_length = 32, batch_size = 8, steps = 24 }}]
+
+[train]
+remat = "none"
+precision = {{ compute = "float32" }}
+
+[optim]
+learning_rate = 3e-3
+schedule = {{ type = "cosine", warmup_steps = 4 }}
+
+[evaluation]
+batches = 2
+sample_tokens = 4
+
+[checkpoint]
+interval = 4
+"""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A directory with a text and a config that trains on it."""
+    place = tmp_path_factory.mktemp("home")
+    draw = random.Random(0)
+    lines = (" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) for _ in range(400))
+    (place / "text.txt").write_text("\n".join(lines) + "\n")
+    (place / "tiny.toml").write_text(CONFIG.format(text=place / "text.txt", store=place / "store"))
+    run(["data", "build", "tiny.toml"], place)
+    return place
+
+
+def start(arguments: list[str], cwd: pathlib.Path, devices: int = 1) -> subprocess.Popen[str]:
+    """`jaxllm ARGUMENTS` in its own process, on simulated devices."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "COLUMNS": "120"}
+    environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
+    command = [sys.executable, "-c", "from jaxllm.cli import main; main()", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def run(arguments: list[str], cwd: pathlib.Path, code: int = 0, devices: int = 1) -> tuple[str, str]:
+    """Run to the end, expect an exit code: what it printed and what it complained of."""
+    process = start(arguments, cwd, devices)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+    return out, err

@@ -1,0 +1,106 @@
+"""A run as a user makes it: to the end, killed, interrupted, gone on with on another mesh."""
+
+import json
+import pathlib
+import signal
+import time
+
+import pytest
+
+from jaxllm.train.metrics import read_events, read_metrics
+from tests.e2e.conftest import run, start
+
+STEPS = 24
+
+
+def losses(directory: pathlib.Path) -> list[str]:
+    """The loss of each step's last attempt, as bits."""
+    return [float(record["loss"]).hex() for record in read_metrics(directory)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(home: pathlib.Path) -> pathlib.Path:
+    """A run that nothing disturbed."""
+    out, _ = run(["train", "tiny.toml", "--run.name", "unbroken"], home)
+    directory = home / "runs" / "unbroken"
+    assert "held-out" in out and "unigram" in out and str(pathlib.Path("runs/unbroken/report.html")) in out
+    return directory
+
+
+def wait_for_step(directory: pathlib.Path, step: int) -> None:
+    """Return when a run has logged a step."""
+    path, deadline = directory / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.exists() and f'"step":{step},' in path.read_text().replace(" ", ""):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{directory} did not come to step {step}")
+
+
+def test_a_run_leaves_its_contract(unbroken: pathlib.Path) -> None:
+    records, events = read_metrics(unbroken), read_events(unbroken)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    wanted = {"attempt", "step", "optimizer_step", "loss", "perplexity", "grad_norm", "param_norm", "update_norm"}
+    wanted |= {"learning_rate", "tokens_seen", "tokens_per_second", "step_seconds", "data_seconds", "skipped"}
+    wanted |= {"tflops_per_device", "memory_bytes", "data_cursor", "batch_digest"}
+    assert wanted <= set(records[-1])
+    assert records[-1]["tokens_seen"] == STEPS * 8 * 32 and records[-1]["data_cursor"] == (STEPS - 1) * 8
+    names = [event["event"] for event in events]
+    assert names[0] == "started" and names[-1] == "finished" and names.count("evaluated") == 1
+    assert "<html" in (unbroken / "report.html").read_text()
+    environment = json.loads((unbroken / "environment.json").read_text())
+    assert environment[0]["attempt"] == 0 and environment[0]["versions"]["jax"]
+    kept = sorted(path.parent.name for path in unbroken.glob("checkpoints/*/meta.json"))
+    assert kept == ["step-00000020", "step-00000024"]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(home: pathlib.Path, unbroken: pathlib.Path) -> None:
+    directory = home / "runs" / "killed"
+    for step in (6, 14):
+        process = start(["train", "tiny.toml", "--run.name", "killed"], home)
+        wait_for_step(directory, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    run(["train", "tiny.toml", "--run.name", "killed"], home)
+    assert losses(directory) == losses(unbroken)
+    assert max(record["attempt"] for record in read_metrics(directory)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    home: pathlib.Path, unbroken: pathlib.Path, number: signal.Signals
+) -> None:
+    name = f"stopped-{number.name}"
+    process = start(["train", "tiny.toml", "--run.name", name, "--checkpoint.interval", "0"], home)
+    wait_for_step(home / "runs" / name, 5)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, out + err
+    assert f"Stopped by {number.name}" in out and "the same command goes on" in out
+    out, _ = run(["train", "tiny.toml", "--run.name", name, "--checkpoint.interval", "0"], home)
+    assert "resumed" in out
+    assert losses(home / "runs" / name) == losses(unbroken)
+
+
+def test_another_mesh_goes_on_with_the_same_batches(home: pathlib.Path, unbroken: pathlib.Path) -> None:
+    arguments = ["train", "tiny.toml", "--run.name", "moved"]
+    process = start(arguments, home)
+    wait_for_step(home / "runs" / "moved", 12)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    mesh = ["--mesh.fsdp", "2", "--mesh.tensor", "2", "--mesh.data", "2", "--mesh.sequence_parallel", "true"]
+    run([*arguments, *mesh], home, devices=8)
+    moved, whole = read_metrics(home / "runs" / "moved"), read_metrics(unbroken)
+    assert [record["batch_digest"] for record in moved] == [record["batch_digest"] for record in whole]
+    assert [record["loss"] for record in moved] == pytest.approx([record["loss"] for record in whole], rel=1e-4)
+    assert {record["attempt"] for record in moved} == {0, 1}
+
+
+def test_a_finished_run_says_so_and_can_be_made_longer(home: pathlib.Path) -> None:
+    arguments = ["train", "tiny.toml", "--run.name", "longer", "--optim.schedule.type", "constant"]
+    run([*arguments, "--data.phases.0.steps", "5"], home)
+    out, _ = run([*arguments, "--data.phases.0.steps", "5"], home)
+    assert "already at its last step" in out
+    run([*arguments, "--data.phases.0.steps", "8"], home)
+    assert [record["step"] for record in read_metrics(home / "runs" / "longer")] == list(range(1, 9))
