@@ -61,7 +61,7 @@ def test_bad_texts_and_tokenizers(
     config = str(home / "tiny.toml")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"good text\ncaf\xe9\n")
-    (tmp_path / "short.txt").write_text("a\nb\n")
+    (tmp_path / "short.txt").write_text("".join(f"{line}\n" for line in range(40)))
     (tmp_path / "broken.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
     source = ["--data.store", "", "--data.sources.0.path"]
     assert "missing.txt" in sentence(["train", config, *source, "missing.txt"], capsys)
