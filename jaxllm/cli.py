@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"jaxllm: {error}", file=sys.stderr)
         code = MISTAKE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
@@ -43,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("jaxllm: interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
     sys.exit(code)
 
 
@@ -58,7 +58,9 @@ def _raised_here(trace: TracebackType | None) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="jaxllm", description="Train large language models in JAX: plan it, train it, trust it.", allow_abbrev=False
+        prog="jaxllm",
+        description="Train large language models in JAX: plan it, train it, trust it.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

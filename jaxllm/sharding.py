@@ -11,6 +11,7 @@ three choices of the first. One table holds for activations.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,9 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from jaxllm.config import AXES, MeshConfig, ModelConfig
+
+type Device = Any
+"""A jax.Device, present or absent (which jax gives another class)."""
 
 BATCH_AXES = ("data", "fsdp", "expert")
 """Mesh axes that the samples of a batch lie over."""
@@ -123,7 +127,7 @@ def resolve(config: MeshConfig, num_devices: int) -> dict[str, int]:
     Raises:
         ValueError: when the axes need more devices than there are, or do not divide them.
     """
-    sizes = dict(zip(AXES, config.shape, strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, config.shape, strict=True))
     known = math.prod(size for size in sizes.values() if size != -1)
     asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items() if size not in (1, -1)) or "mesh"
     if known > num_devices:
@@ -135,9 +139,12 @@ def resolve(config: MeshConfig, num_devices: int) -> dict[str, int]:
     if num_devices % known or (not free and known != num_devices):
         raise ValueError(
             f"{asked}: the axes multiply to {known}, which "
-            + (f"does not divide {num_devices} devices" if num_devices % known else f"uses only {known} of {num_devices}")
-            + "; set one axis to -1 to use what is left"
-            * (not free)
+            + (
+                f"does not divide {num_devices} devices"
+                if num_devices % known
+                else f"uses only {known} of {num_devices}"
+            )
+            + "; set one axis to -1 to use what is left" * (not free)
         )
     for axis in free:
         sizes[axis] = num_devices // known
@@ -159,7 +166,7 @@ def slice_sizes(config: MeshConfig, sizes: Mapping[str, int]) -> dict[str, int]:
     )
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Mesh:
     """The explicit mesh of a config over devices (all of this run by default), present or absent.
 
     Raises:
@@ -193,7 +200,7 @@ def make_abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def absent_devices(platform: str, topology: str, num_slices: int = 1, **options: object) -> list[jax.Device]:
+def absent_devices(platform: str, topology: str, num_slices: int = 1, **options: object) -> list[Device]:
     """Devices of a machine that is not here, good for compiling only.
 
     Args:
@@ -236,7 +243,9 @@ def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
             raise ValueError(f"{what} does not divide {field} = {value}; choose a divisor of {value}")
 
 
-def check_batch(batch_size: int, accumulate: int, sequence_length: int, sizes: Mapping[str, int], sequence_parallel: bool) -> None:
+def check_batch(
+    batch_size: int, accumulate: int, sequence_length: int, sizes: Mapping[str, int], sequence_parallel: bool
+) -> None:
     """Refuse a batch that the mesh cannot split evenly.
 
     Raises:

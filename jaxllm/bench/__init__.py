@@ -1,0 +1,1 @@
+"""What `jaxllm bench` measures."""

@@ -8,7 +8,7 @@ changes what is trained on.
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -108,7 +108,7 @@ class Batches:
         rows = [self._row(source, index, length) for source, index in zip(sources.tolist(), bins.tolist(), strict=True)]
         return {field: np.stack([getattr(row, field) for row in rows]) for field in Bin._fields}
 
-    def iterate(self, start_step: int = 0, row_slice: slice = slice(None)) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0, row_slice: slice = slice(None)) -> Generator[Batch]:
         """The batches (or some rows of each) from a step on, prepared ahead of their use by Grain's threads."""
         import grain  # takes seconds to import, and brings jax along
 

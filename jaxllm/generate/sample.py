@@ -1,6 +1,6 @@
 """Sampling by running the whole window for each token: slow, without a cache, and right on any mesh.
 
-    p(next) = softmax(logits / temperature); temperature 0 takes the largest
+p(next) = softmax(logits / temperature); temperature 0 takes the largest
 """
 
 import functools

@@ -1,7 +1,10 @@
 """Token embedding and the head that reads it back.
 
-With the vocabulary over tensor, each device looks up the tokens of its own share and the results are summed; the head's
-logits lie over tensor by vocabulary.
+With the vocabulary sharded, each device looks up the tokens of its own share and the results are summed; the head's
+logits lie over the mesh by vocabulary.
+
+The table's gradient is summed over tokens in float32, whatever the dtype of the rows: a frequent token is met thousands
+of times in a batch, and a bfloat16 sum stops growing behind the first few hundred.
 
 B batch, T sequence, D model, V vocabulary.
 """
@@ -10,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxllm.layers.linear import contract
 from jaxllm.layers.param import Declaration, Layer, Recipe
@@ -27,30 +31,54 @@ class Embedding(Layer):
         rules = self.recipe.rules
         with jax.named_scope("embed"):
             table_VD = self.use("table")
-            if not rules.tensor:
-                return table_VD.at[tokens_BT].get(out_sharding=rules.activation("batch", "residual", None))
-            rows = rules.activation("batch", "sequence")
             table = jax.typeof(table_VD).sharding.spec
             residual = rules.activation("batch", "residual", None)
-            scatter = rules.sequence_parallel
-            look_up = functools.partial(_look_up_share, scatter=scatter)
-            return jax.shard_map(look_up, in_specs=(table, rows), out_specs=residual)(table_VD, tokens_BT)
+            vocab_axes = table.partitions[0]
+            if not vocab_axes:
+                return _look_up(table_VD, tokens_BT, residual)
+            rows = rules.activation("batch", "sequence")
+            share = functools.partial(_look_up_share, axes=vocab_axes, scatter=rules.sequence_parallel)
+            return jax.shard_map(share, in_specs=(table, rows), out_specs=residual)(table_VD, tokens_BT)
 
     def weight(self) -> jax.Array:
         """The head's weight of a tied model: [D, V]."""
         return self.use("table").T
 
 
-def _look_up_share(table_VD: jax.Array, tokens_BT: jax.Array, scatter: bool) -> jax.Array:
-    """Rows of this device's share of the vocabulary, zeros for other tokens, summed over tensor."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(table_VD: jax.Array, tokens_BT: jax.Array, spec: PartitionSpec | None) -> jax.Array:
+    """Rows of the table, laid as `spec` says; inside a `shard_map` there is none."""
+    return table_VD.at[tokens_BT].get(out_sharding=spec)
+
+
+def _forward(
+    table_VD: jax.Array, tokens_BT: jax.Array, spec: PartitionSpec | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _look_up(table_VD, tokens_BT, spec), (table_VD, tokens_BT)
+
+
+def _backward(
+    spec: PartitionSpec | None, saved: tuple[jax.Array, jax.Array], dx_BTD: jax.Array
+) -> tuple[jax.Array, None]:
+    table_VD, tokens_BT = saved
+    _, transpose = jax.vjp(lambda table: table.at[tokens_BT].get(out_sharding=spec), table_VD.astype(jnp.float32))
+    (dtable_VD,) = transpose(dx_BTD.astype(jnp.float32))
+    return dtable_VD.astype(table_VD.dtype), None
+
+
+_look_up.defvjp(_forward, _backward)
+
+
+def _look_up_share(table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...], scatter: bool) -> jax.Array:
+    """Rows of this device's share of the vocabulary, zeros for other tokens, summed over the axes that share it."""
     num = table_VD.shape[0]
-    local_BT = tokens_BT - jax.lax.axis_index("tensor") * num
+    local_BT = tokens_BT - jax.lax.axis_index(axes) * num
     inside_BT = (local_BT >= 0) & (local_BT < num)
-    rows_BTD = table_VD[jnp.clip(local_BT, 0, num - 1)]
+    rows_BTD = _look_up(table_VD, jnp.clip(local_BT, 0, num - 1), None)
     found_BTD = jnp.where(inside_BT[:, :, None], rows_BTD, jnp.zeros((), rows_BTD.dtype))
     if scatter:
-        return jax.lax.psum_scatter(found_BTD, "tensor", scatter_dimension=1, tiled=True)
-    return jax.lax.psum(found_BTD, "tensor")
+        return jax.lax.psum_scatter(found_BTD, axes, scatter_dimension=1, tiled=True)
+    return jax.lax.psum(found_BTD, axes)
 
 
 class Head(Layer):

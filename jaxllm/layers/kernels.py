@@ -13,6 +13,7 @@ B batch, T and S sequence, N query heads, K key and value heads, G query heads a
 """
 
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -88,10 +89,10 @@ def splash(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT:
 
     def one(q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segments_T: jax.Array) -> jax.Array:
         ids = splash_attention_kernel.SegmentIds(q=segments_T, kv=segments_T)
-        return kernel(q_NTH * jnp.asarray(scale, q_NTH.dtype), k_KSH, v_KSH, segment_ids=ids)
+        return cast(jax.Array, kernel(q_NTH * jnp.asarray(scale, q_NTH.dtype), k_KSH, v_KSH, segment_ids=ids))
 
-    heads_first = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return jax.vmap(one)(*heads_first, segments_BT).swapaxes(1, 2)
+    q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return jax.vmap(one)(q_BNTH, k_BKSH, v_BKSH, segments_BT).swapaxes(1, 2)
 
 
 def cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:

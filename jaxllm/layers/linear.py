@@ -38,7 +38,9 @@ def leave(x_BTD: jax.Array, recipe: Recipe) -> jax.Array:
     return checkpoint_name(jax.reshard(x_BTD, recipe.rules.activation("batch", "residual", None)), PRODUCT)
 
 
-def contract(x: jax.Array, w: jax.Array, outputs: tuple[str | None, ...], recipe: Recipe, num_inputs: int = 1) -> jax.Array:
+def contract(
+    x: jax.Array, w: jax.Array, outputs: tuple[str | None, ...], recipe: Recipe, num_inputs: int = 1
+) -> jax.Array:
     """x[B, T, inputs...] times w[inputs..., outputs...] -> [B, T, outputs...] in x's dtype.
 
     Args:

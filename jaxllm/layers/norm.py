@@ -54,9 +54,7 @@ def _forward(x_BTD: jax.Array, scale_D: jax.Array, epsilon: float) -> tuple[jax.
     return _normalise(x_BTD, scale_D, epsilon), (x_BTD, scale_D)
 
 
-def _backward(
-    epsilon: float, saved: tuple[jax.Array, jax.Array], dy_BTD: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _backward(epsilon: float, saved: tuple[jax.Array, jax.Array], dy_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_BTD, scale_D = saved
     normal_BTD, inverse_BT1 = _statistics(x_BTD, epsilon)
     wide_BTD = dy_BTD.astype(jnp.float32)

@@ -84,7 +84,7 @@ class Recipe:
         reduction: dtype in which gradients are summed.
     """
 
-    rules: Rules = Rules()
+    rules: Rules = dataclasses.field(default_factory=Rules)
     parameters: str = "float32"
     compute: str = "float32"
     reduction: str = "float32"

@@ -92,15 +92,11 @@ class Decoder(nnx.Module):
     def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """All blocks, first to last: [B, T, D] -> [B, T, D]."""
         run = functools.partial(_run_block, positions_BT=positions_BT, segments_BT=segments_BT)
-        run = _rematerialise(run, self.remat, sharded=bool(self.recipe.rules.live))
-
-        def once(x_BTD: jax.Array, slots: list[Block]) -> tuple[jax.Array, None]:
-            for block in slots:
-                x_BTD = run(x_BTD, block)
-            return x_BTD, None
-
+        sharded = bool(self.recipe.rules.live)
         for group, num in ((self.prefix, 1), (self.period, self.config.num_repeats), (self.remainder, 1)):
             if len(group):
+                straight = self.unroll or num == 1
+                once = functools.partial(_run_slots, _rematerialise(run, self.remat, sharded, straight))
                 with jax.named_scope("blocks"):
                     x_BTD, _ = jax.lax.scan(once, x_BTD, list(group), unroll=num if self.unroll else 1)
         return x_BTD
@@ -124,8 +120,8 @@ class Decoder(nnx.Module):
             segments_BT: int[B, T], documents of a packed row; one by default.
         """
         if positions_BT is None:
-            positions_BT = jax.lax.broadcasted_iota("int32", tokens_BT.shape, 1)
-            positions_BT = jax.reshard(positions_BT, jax.typeof(tokens_BT).sharding.spec)
+            laid = jax.typeof(tokens_BT).sharding.spec
+            positions_BT = cast(jax.Array, jax.lax.broadcasted_iota("int32", tokens_BT.shape, 1, out_sharding=laid))
         if segments_BT is None:
             segments_BT = tokens_BT * 0 + 1
         x_BTD = self.blocks(self.embed(tokens_BT), positions_BT, segments_BT)
@@ -138,8 +134,21 @@ def _run_block(x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments
     return block(x_BTD, positions_BT, segments_BT)
 
 
-def _rematerialise(run: Callable[..., jax.Array], remat: str, sharded: bool) -> Callable[..., jax.Array]:
-    """A block's function whose backward pass keeps what the policy says."""
+def _run_slots(run: Callable[..., jax.Array], x_BTD: jax.Array, slots: list[Block]) -> tuple[jax.Array, None]:
+    """The blocks of one repetition."""
+    for block in slots:
+        x_BTD = run(x_BTD, block)
+    return x_BTD, None
+
+
+def _rematerialise(
+    run: Callable[..., jax.Array], remat: str, sharded: bool, straight: bool
+) -> Callable[..., jax.Array]:
+    """A block's function whose backward pass keeps what the policy says.
+
+    In straight code, not a loop's, a barrier keeps the compiler from finding the second forward pass equal to the
+    first, and keeping all of it.
+    """
     policies = jax.checkpoint_policies
     match remat:
         case "none" if not sharded:
@@ -159,7 +168,7 @@ def _rematerialise(run: Callable[..., jax.Array], remat: str, sharded: bool) -> 
             )
         case _:
             raise AssertionError(remat)
-    return jax.checkpoint(run, policy=policy, prevent_cse=False)
+    return jax.checkpoint(run, policy=policy, prevent_cse=straight)
 
 
 def _stacks(model: ModelConfig, slots: tuple[BlockConfig, ...], num: int, recipe: Recipe) -> nnx.List:

@@ -1,7 +1,7 @@
 """From a config and a mesh to the compiled functions of a run: what the loop, the benchmark and the planner share."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ def resolve_vocabulary(model: ModelConfig, tokenizer_size: int) -> ModelConfig:
     return model
 
 
-def assemble(experiment: Experiment, model: ModelConfig, devices: list[jax.Device] | None = None) -> Program:
+def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[sharding.Device] | None = None) -> Program:
     """The functions of an experiment on its mesh.
 
     Args:
@@ -128,7 +128,7 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: list[jax.Devic
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)
     decoder = Decoder(model, recipe, train.remat, train.unroll)
-    optimizer = make_optimizer(experiment.optim, declarations(decoder), rules)
+    optimizer = make_optimizer(experiment.optim, declarations(decoder), rules, precision.compute)
     rate = schedule(experiment.optim, experiment.data.num_steps)
     loss_scale = experiment.optim.loss_scale
     step = make_train_step(decoder, optimizer, rate, train, loss_scale)

@@ -84,7 +84,7 @@ class Checkpoints:
         meta = msgspec.json.decode(self._storage.read(f"{place.name}/meta.json"), type=Meta)
         if meta.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"{place}: format_version = {meta.format_version}, and this jaxllm reads {FORMAT_VERSION}; update jaxllm"
+                f"{place}: format_version = {meta.format_version}, this jaxllm reads {FORMAT_VERSION}; update jaxllm"
             )
         with ocp.StandardCheckpointer() as checkpointer:
             flat = checkpointer.restore(place / "state", self._abstract_layers(abstract))

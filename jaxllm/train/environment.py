@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import msgspec
 from jax.sharding import Mesh
 
+from jaxllm.sharding import Device
 from jaxllm.storage import LocalStorage
 
 ENVIRONMENT = "environment.json"
@@ -55,7 +57,7 @@ def record(storage: LocalStorage, attempt: int, mesh: Mesh) -> None:
     storage.write(ENVIRONMENT, msgspec.json.format(msgspec.json.encode(entries), indent=2))
 
 
-def peak_memory(devices: list[jax.Device]) -> int:
+def peak_memory(devices: Sequence[Device]) -> int:
     """Largest number of bytes in use on the fullest device so far; of the whole process where devices do not say."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
     if any(peaks):

@@ -63,11 +63,15 @@ def accumulate(
         def add(total: Any, micro: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(micro)), None
 
-        zeros = tree_map(lambda leaf: jnp.zeros(leaf.shape, recipe.reduction, out_sharding=_spec(leaf, recipe)), declared)
+        zeros = tree_map(
+            lambda leaf: jnp.zeros(leaf.shape, recipe.reduction, out_sharding=_spec(leaf, recipe)), declared
+        )
         (grads, sums), _ = jax.lax.scan(add, (zeros, Sums(jnp.zeros(()), jnp.zeros(()))), micros)
     with jax.named_scope("reduce_gradients"):
         grads = tree_map(
-            lambda value, leaf: jax.reshard(value, recipe.rules.optimizer(leaf.axes)).astype(jnp.float32), grads, declared
+            lambda value, leaf: jax.reshard(value, recipe.rules.optimizer(leaf.axes)).astype(jnp.float32),
+            grads,
+            declared,
         )
     return grads, jax.tree.map(lambda x: x / loss_scale, sums), num_tokens
 

@@ -7,7 +7,6 @@ Step n + 1 is dispatched before the metrics of step n are read, so the devices n
 
 import dataclasses
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxllm.config import Experiment, ModelConfig, dump, load, refuse_changes, resolved
 from jaxllm.data.batches import Batches, digest
@@ -116,13 +114,11 @@ class _Attempt:
         self.events = EventLog(self.directory)
         self.metrics = JsonLines(self.directory / METRICS)
         self.attempt = attempt
-        facts = self.events.write(
-            "resumed" if start else "started", attempt=attempt, step=start, **self._facts()
-        )
+        facts = self.events.write("resumed" if start else "started", attempt=attempt, step=start, **self._facts())
         self.console.start(facts)
         began = time.monotonic()
         record, step = {}, start
-        for step, state, record in self._steps(state, start):
+        for step, state, record in self._steps(state, start):  # noqa: B007, B020
             if self._due(step, self.experiment.evaluation.interval) and step < self.num_steps:
                 self._evaluate(state, step)
             if self._due(step, self.experiment.checkpoint.interval) and step < self.num_steps:
@@ -150,7 +146,7 @@ class _Attempt:
         return state, meta.step, attempt
 
     def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
-        """Dispatch each step, then read and log the one before it: yields the steps done, the state, the last record."""
+        """Dispatch each step, then read and log the one before: yields the steps done, the state, the last record."""
         pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
         record: dict[str, Any] = {}
         feed = self.batches.iterate(start)

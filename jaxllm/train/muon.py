@@ -1,7 +1,7 @@
 """Muon: momentum, orthogonalised (Jordan et al. 2024), scaled to the size of an Adam update (Liu et al. 2025).
 
-    M = momentum M + G;   N = G + momentum M                          (Nesterov's)
-    X = N / ||N||;   five times  X = a X + (b A + c A A) X,  A = X X^T   (Newton-Schulz, quintic)
+    M = momentum M + G;   N = G + momentum M                 (Nesterov's)
+    X = N / ||N||;   X = a X + (b A + c A A) X,  A = X X^T   (Newton-Schulz, quintic; the second repeatedly)
     update = update_rms sqrt(max(inputs, outputs)) X
 
 With N = U S V^T the iteration drives X towards U V^T: (a, b, c) send every singular value from 0.002 to 1 into

@@ -1,4 +1,4 @@
-"""What is minimised. An objective returns (weighted sum, metrics); pretraining, fine-tuning and distillation differ here.
+"""What is minimised. An objective returns (weighted sum, its parts); pretraining and fine-tuning differ only here.
 
 **Cross-entropy in chunks.** Logits exist for `chunk` tokens of a device at a time; float32[B, T, V] never does. The
 gradient with respect to the last hidden state and to the head is computed with the loss, chunk by chunk, so that no
@@ -180,9 +180,9 @@ def _chunk_loss(
     shifted_BCV = logits_BCV - jnp.max(logits_BCV, axis=-1, keepdims=True)
     exponential_BCV = jnp.exp(shifted_BCV)
     total_BC1 = jnp.sum(exponential_BCV, axis=-1, keepdims=True)
-    is_target_BCV = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2, out_sharding=logits_spec) == targets_BC[
-        :, :, None
-    ]
+    is_target_BCV = (
+        jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2, out_sharding=logits_spec) == targets_BC[:, :, None]
+    )
     target_BC = jnp.sum(jnp.where(is_target_BCV, shifted_BCV, 0.0), axis=-1)
     log_total_BC = jnp.log(total_BC1[:, :, 0])
     log_z_BC = log_total_BC + jnp.max(logits_BCV, axis=-1)

@@ -31,33 +31,25 @@ def schedule(config: OptimConfig, num_steps: int) -> Schedule:
     Raises:
         ValueError: when the warm-up does not end within the run.
     """
-    shape = config.schedule
-    if shape.warmup_steps >= num_steps:
-        fix = "lower it or train for more steps" if num_steps > 1 else "set it to 0"
+    curve, last = config.schedule, num_steps - 1
+    if curve.warmup_steps >= num_steps:
         raise ValueError(
-            f"optim.schedule.warmup_steps = {shape.warmup_steps}: the warm-up must end before the run does, at "
-            f"optimizer step {num_steps}; {fix}"
+            f"optim.schedule.warmup_steps = {curve.warmup_steps}: the run has {num_steps} optimizer steps in all; "
+            f"use fewer than {num_steps}, or train for more steps"
         )
-    last, first_at_peak = num_steps - 1, max(shape.warmup_steps - 1, 0)
-    match shape:
+    behind_warmup = last - max(curve.warmup_steps - 1, 0)
+    match curve:
         case Constant():
-            fall = 0
+            num_falling, final = 0, 1.0
         case Cosine():
-            fall = last - first_at_peak
+            num_falling, final = behind_warmup, curve.final_fraction
         case WSD():
-            fall = min(round(shape.decay_fraction * num_steps), last - first_at_peak)
+            num_falling, final = min(round(curve.decay_fraction * num_steps), behind_warmup), curve.final_fraction
 
     def rate(step: jax.Array) -> jax.Array:
-        warmup = jnp.minimum((step + 1) / max(shape.warmup_steps, 1), 1.0)
-        progress = jnp.clip((step - (last - fall)) / max(fall, 1), 0.0, 1.0)
-        match shape:
-            case Cosine():
-                left = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-            case WSD():
-                left = 1.0 - progress
-            case Constant():
-                left = jnp.ones(())
-        final = 1.0 if isinstance(shape, Constant) else shape.final_fraction
+        warmup = jnp.minimum((step + 1) / max(curve.warmup_steps, 1), 1.0)
+        progress = jnp.clip((step - (last - num_falling)) / max(num_falling, 1), 0.0, 1.0)
+        left = 0.5 * (1.0 + jnp.cos(jnp.pi * progress)) if isinstance(curve, Cosine) else 1.0 - progress
         return (config.learning_rate * warmup * (final + (1.0 - final) * left)).astype(jnp.float32)
 
     return rate

@@ -18,7 +18,7 @@ from jaxllm.layers.param import Tree, tree_map
 from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.loss_scale import next_loss_scale
-from jaxllm.train.objectives import Batch, pretrain
+from jaxllm.train.objectives import Batch, Sums, pretrain
 from jaxllm.train.optim import global_norm
 from jaxllm.train.state import TrainState
 
@@ -35,12 +35,13 @@ def make_train_step(
     """The step of pretraining.
 
     The metrics are scalars: loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
-    clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step (accepted updates so far) and loss_scale.
+    clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step (accepted
+    updates so far) and loss_scale.
     """
     declared, recipe = declarations(decoder), decoder.recipe
     rules = recipe.rules
 
-    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, tuple]:
+    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Sums]:
         return pretrain(decoder, params, micro, config.loss)
 
     def to_optimizer(params: Tree) -> Tree:
@@ -51,9 +52,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = state.loss_scale.scale
-        grads, sums, num_tokens = accumulate(
-            objective, state.params, batch, scale, config.accumulate, declared, recipe
-        )
+        grads, sums, num_tokens = accumulate(objective, state.params, batch, scale, config.accumulate, declared, recipe)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_norm = global_norm(grads)
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm)

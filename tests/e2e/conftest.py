@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potions of amber and jade".split()
+WORDS = ("quick brown fox jumps over lazy dog while seven wizards brew potions of amber and jade").split()  # noqa: SIM905
 CONFIG = """
 [model]
 d_model = 32

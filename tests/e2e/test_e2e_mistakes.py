@@ -79,7 +79,16 @@ def test_a_run_of_another_config_is_refused(
     home: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    short = ["train", "tiny.toml", "--run.name", "mine", "--data.phases.0.steps", "5", "--evaluation.sample_tokens", "0"]
+    short = [
+        "train",
+        "tiny.toml",
+        "--run.name",
+        "mine",
+        "--data.phases.0.steps",
+        "5",
+        "--evaluation.sample_tokens",
+        "0",
+    ]
     with pytest.raises(SystemExit) as stopped:
         cli.main(short)
     assert stopped.value.code == 0, capsys.readouterr().err
