@@ -197,6 +197,7 @@ def make_abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
         ValueError: as `make_mesh`.
     """
     sizes = resolve(config, num_devices)
+    slice_sizes(config, sizes)
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
