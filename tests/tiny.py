@@ -1,6 +1,5 @@
 """Tiny models on any mesh of simulated devices, batches of packed documents, and how to compare what comes out."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,8 +22,8 @@ from jaxllm.config import (
     PrecisionConfig,
     TrainConfig,
 )
-from jaxllm.layers.param import Tree, leaves, tree_map
-from jaxllm.models.decoder import declarations
+from jaxllm.layers.param import Recipe, Tree, leaves, tree_map
+from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.train.assemble import Program, assemble
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.objectives import pretrain
@@ -89,12 +88,13 @@ def make_batch(rows: int = ROWS, length: int = LENGTH, vocab_size: int = 128, se
     }
 
 
-@functools.cache
-def start(model: ModelConfig = MODEL) -> Tree:
-    """Initial parameters of a model, on the host."""
-    alone = program(experiment(model))
-    with jax.set_mesh(alone.mesh):
-        return tree_map(np.asarray, quick_jit(alone.init)(jax.random.key(0)).params)
+def make_params(model: ModelConfig = MODEL, seed: int = 0) -> Tree:
+    """Parameters on the host, drawn by numpy with the declared spread; norms are not all ones."""
+    random = np.random.default_rng(seed)
+    return tree_map(
+        lambda leaf: random.normal(leaf.fill, leaf.std or 0.1, leaf.shape).astype(np.float32),
+        declarations(Decoder(model, Recipe())),
+    )
 
 
 def place(running: Program, params: Tree) -> Tree:
@@ -131,14 +131,12 @@ def loss_and_gradients(
     """Mean loss, and gradients by dotted name, as an experiment's step computes them on its mesh."""
     running = program(config)
     with jax.set_mesh(running.mesh):
-        placed = place(running, params or start(config.model))
+        placed = place(running, params or make_params(config.model))
         gradients, sums, _ = quick_jit(differentiate(running, config))(placed, running.put(batch))
         return float(sums.loss + sums.z_loss), {name: np.asarray(value) for name, value in leaves(gradients)}
 
 
-def assert_close(
-    found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], tolerance: float = 1e-5
-) -> None:
+def assert_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], tolerance: float = 1e-5) -> None:
     """Each array within a tolerance of the other, in units of the other's largest entry."""
     assert found.keys() == wanted.keys()
     errors = {name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted}
