@@ -101,7 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     step = add("step", _bench_step, "Time the training step of an experiment on synthetic tokens.", bench)
     step.add_argument("config", help="experiment, a TOML file")
     step.add_argument("--steps", type=int, default=10, help="timed steps (10)")
-    step.add_argument("--peer", metavar="PYTHON", help="alternate with PyTorch, run by this interpreter")
     step.add_argument("--json", action="store_true", help="for programs")
     step.epilog = overrides
     return parser
@@ -252,6 +251,6 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _bench_step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.bench import step
 
-    result = step.measure(_load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
+    result = step.measure(_load(arguments, rest), num_steps=arguments.steps)
     print(json.dumps(result, indent=2) if arguments.json else step.text(result))
     return DONE

@@ -3,7 +3,7 @@
 Nothing here is shared with jaxllm but the config's values and the names of parameters, which come layer by layer: no
 mesh, no scan, no chunks, no written-out gradients. What is differentiated is differentiated by jax.
 
-B batch, T and S sequence, D model, N query heads, K key and value heads, H width of a head, F feed-forward, V vocabulary.
+B batch, T and S sequence, D model, N query heads, K key and value heads, H width of a head, V vocabulary.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
 """Tiny models on any mesh of simulated devices, batches of packed documents, and how to compare what comes out."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,7 +66,7 @@ def program(config: Experiment) -> Program:
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` that compiles at the lowest level: partitioned as ever, but into machine code that is made much faster."""
+    """`jax.jit` that compiles at the lowest level: partitioned as ever, but into machine code that is made faster."""
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function, compiler_options=quick, **options)
 
@@ -125,14 +126,20 @@ def differentiate(running: Program, config: Experiment) -> Callable[..., tuple[T
     return function
 
 
+@functools.cache
+def _compiled(config: Experiment) -> tuple[Program, Callable[..., tuple[Tree, Any, jax.Array]]]:
+    running = program(config)
+    return running, quick_jit(differentiate(running, config))
+
+
 def loss_and_gradients(
     config: Experiment, batch: Mapping[str, np.ndarray], params: Tree | None = None
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean loss, and gradients by dotted name, as an experiment's step computes them on its mesh."""
-    running = program(config)
+    running, function = _compiled(config)
     with jax.set_mesh(running.mesh):
         placed = place(running, params or make_params(config.model))
-        gradients, sums, _ = quick_jit(differentiate(running, config))(placed, running.put(batch))
+        gradients, sums, _ = function(placed, running.put(batch))
         return float(sums.loss + sums.z_loss), {name: np.asarray(value) for name, value in leaves(gradients)}
 
 

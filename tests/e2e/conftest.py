@@ -55,6 +55,10 @@ def start(arguments: list[str], cwd: pathlib.Path, devices: int = 1) -> subproce
     """`jaxllm ARGUMENTS` in its own process, on simulated devices."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "COLUMNS": "120"}
     environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    # every run compiles the same few functions: once is enough
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(cwd / "compiled")
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [sys.executable, "-c", "from jaxllm.cli import main; main()", *arguments]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -89,7 +89,7 @@ def test_a_position_depends_on_the_past_of_its_document_only(attended):
 
 @pytest.fixture(scope="module")
 def forward():
-    """A decoder's hidden states, as a function of embeddings, positions and segments, and the gradient of probed ones."""
+    """A decoder's hidden states as a function of embeddings, positions and segments, and probed gradients."""
     model = msgspec.structs.replace(tiny.MODEL, num_layers=2)
     running = tiny.program(tiny.experiment(model, shape=(4, 300)))
     params = tiny.make_params(model)

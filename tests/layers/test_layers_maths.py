@@ -1,0 +1,120 @@
+"""Norm, rope, look-up and products one by one: written-out gradients, frequencies, and sums in low precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import tiny
+
+from jaxllm import sharding
+from jaxllm.config import Llama3Scaling, MeshConfig, NormConfig, RopeConfig
+from jaxllm.layers import linear
+from jaxllm.layers.embed import Embedding
+from jaxllm.layers.norm import Norm
+from jaxllm.layers.param import Recipe
+from jaxllm.layers.rope import frequencies, rotate
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        yield
+
+
+def filled(layer, **values):
+    """A layer with arrays in the place of its declarations."""
+    for name, value in values.items():
+        setattr(layer, name, type(getattr(layer, name))(value))
+    return layer
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_norm_and_its_gradient(size):
+    random = np.random.default_rng(0)
+    x, dy = (random.normal(size=(2, 5, 16)) for _ in range(2))
+    scale, epsilon, x = random.normal(size=16), 1e-3, x * size
+
+    def found(x, scale):
+        return filled(Norm(NormConfig(epsilon=epsilon), 16, Recipe()), scale=scale)(x)
+
+    result, pull = jax.vjp(found, jnp.asarray(x, jnp.float32), jnp.asarray(scale, jnp.float32))
+    dx, dscale = pull(jnp.asarray(dy, jnp.float32))
+    # in float64, and written from the definition: y_i = s_i x_i / r, r = sqrt(mean(x^2) + epsilon)
+    root = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + epsilon)
+    g = dy * scale
+    wanted_dx = g / root - x * np.sum(g * x, axis=-1, keepdims=True) / (16 * root**3)
+    tiny.assert_close(
+        {"y": np.asarray(result), "dx": np.asarray(dx), "dscale": np.asarray(dscale)},
+        {"y": scale * x / root, "dx": wanted_dx, "dscale": np.sum(dy * x / root, axis=(0, 1))},
+        2e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        RopeConfig(),
+        RopeConfig(theta=500_000.0),
+        RopeConfig(theta=500_000.0, scaling=Llama3Scaling()),
+        RopeConfig(theta=500_000.0, scaling=Llama3Scaling(factor=32.0)),
+    ],
+)
+def test_frequencies_are_those_of_the_releases(rope):
+    np.testing.assert_allclose(frequencies(rope, 128), 2 * np.pi / oracle.wavelengths(rope, 128), rtol=1e-13)
+
+
+def test_llama_3_1_keeps_short_waves_and_stretches_long_ones():
+    plain = frequencies(RopeConfig(theta=500_000.0), 128)
+    ratio = frequencies(RopeConfig(theta=500_000.0, scaling=Llama3Scaling()), 128) / plain
+    turns = 8192 * plain / (2 * np.pi)
+    assert np.all(ratio[turns > 4] == 1) and np.sum(turns > 4) > 20
+    np.testing.assert_allclose(ratio[turns < 1], 1 / 8)
+    between = ratio[(turns >= 1) & (turns <= 4)]
+    assert len(between) > 3 and np.all(np.diff(between) < 0) and np.all((between > 1 / 8) & (between < 1))
+
+
+def test_rope_depends_on_distance_only():
+    random = np.random.default_rng(0)
+    q, k = (jnp.asarray(random.normal(size=(1, 1, 1, 16)), jnp.float32) for _ in range(2))
+
+    def score(t, s):
+        turned = (rotate(x, jnp.full((1, 1), place), RopeConfig(theta=100.0)) for x, place in ((q, t), (k, s)))
+        return float(jnp.vdot(*turned))
+
+    assert score(37, 30) == pytest.approx(score(7, 0), abs=1e-5)
+    assert abs(score(37, 30) - score(30, 37)) > 0.1
+
+
+@pytest.mark.parametrize("num_inputs", [1, 2])
+def test_the_cpu_s_bfloat16_product_is_the_plain_one(num_inputs, monkeypatch):
+    """With its gradients: sums in float32, rounded once."""
+    random = np.random.default_rng(0)
+    x_shape, w_shape, y_shape = {
+        1: ((2, 24, 32), (32, 4, 8), (2, 24, 4, 8)),
+        2: ((2, 24, 4, 8), (4, 8, 32), (2, 24, 32)),
+    }[num_inputs]
+    x, w, dy = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in (x_shape, w_shape, y_shape))
+    recipe, outputs = Recipe(compute="bfloat16"), (None,) * (len(w_shape) - num_inputs)
+
+    def run():
+        result, pull = jax.vjp(lambda x, w: linear.contract(x, w, outputs, recipe, num_inputs), x, w)
+        return dict(zip(("y", "dx", "dw"), (np.asarray(v, np.float32) for v in (result, *pull(dy))), strict=True))
+
+    special = run()
+    called = []
+    monkeypatch.setattr(linear, "_on_one_cpu", lambda *_: called.append(1))
+    plain = run()
+    assert called, "the plain path was taken the second time"
+    tiny.assert_close(special, plain, 2.0**-8)
+
+
+def test_the_embedding_s_gradient_of_a_frequent_token_does_not_stop_growing():
+    tokens = jnp.zeros((1, 4097), jnp.int32).at[0, 0].set(3)
+
+    def total(table):
+        layer = filled(Embedding(8, 4, 1.0, Recipe(compute="bfloat16")), table=table)
+        return jnp.sum(layer(tokens).astype(jnp.float32))
+
+    gradient = jax.grad(total)(jnp.ones((8, 4)))
+    np.testing.assert_array_equal(gradient[:, 0], [4096, 0, 0, 1, 0, 0, 0, 0])
