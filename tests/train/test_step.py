@@ -50,7 +50,11 @@ def keep(tree):
 
 def assert_identical(found, wanted):
     """The same dtypes and bits."""
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8)), found, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(b).view(np.uint8)),
+        found,
+        wanted,
+    )
 
 
 def norm(tree):
