@@ -68,6 +68,6 @@ def start(arguments: list[str], cwd: pathlib.Path, devices: int = 1) -> subproce
 def run(arguments: list[str], cwd: pathlib.Path, code: int = 0, devices: int = 1) -> tuple[str, str]:
     """Run to the end, expect an exit code: what it printed and what it complained of."""
     process = start(arguments, cwd, devices)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
     return out, err
