@@ -101,8 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     step = add("step", _bench_step, "Time the training step of an experiment on synthetic tokens.", bench)
     step.add_argument("config", help="experiment, a TOML file")
     step.add_argument("--steps", type=int, default=10, help="timed steps (10)")
+    step.add_argument("--peer", metavar="PYTHON", help="a Python with torch and transformers: take turns with it")
     step.add_argument("--json", action="store_true", help="for programs")
     step.epilog = overrides
+    loop = add("train", _bench_train, "Time a run's steps beside the bare step's, in turns.", bench)
+    loop.add_argument("config", help="experiment, a TOML file")
+    loop.add_argument("--steps", type=int, default=20, help="timed steps of each (20)")
+    loop.add_argument("--pairs", type=int, default=5, help="how often (5)")
+    loop.add_argument("--json", action="store_true", help="for programs")
+    loop.epilog = overrides
     return parser
 
 
@@ -251,6 +258,14 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _bench_step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.bench import step
 
-    result = step.measure(_load(arguments, rest), num_steps=arguments.steps)
+    result = step.measure(_load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
     print(json.dumps(result, indent=2) if arguments.json else step.text(result))
+    return DONE
+
+
+def _bench_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import loop
+
+    result = loop.measure(_load(arguments, rest), arguments.steps, arguments.pairs)
+    print(json.dumps(result, indent=2) if arguments.json else loop.text(result))
     return DONE

@@ -60,7 +60,7 @@ def _forward(
 def _backward(
     spec: PartitionSpec | None, saved: tuple[jax.Array, jax.Array], dx_BTD: jax.Array
 ) -> tuple[jax.Array, None]:
-    table_VD, tokens_BT = saved
+    table_VD, tokens_BT = saved  # of the table only the type is read
     _, transpose = jax.vjp(lambda table: table.at[tokens_BT].get(out_sharding=spec), table_VD.astype(jnp.float32))
     (dtable_VD,) = transpose(dx_BTD.astype(jnp.float32))
     return dtable_VD.astype(table_VD.dtype), None
@@ -69,7 +69,7 @@ def _backward(
 _look_up.defvjp(_forward, _backward)
 
 
-def _look_up_share(table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...], scatter: bool) -> jax.Array:
+def _look_up_share(table_VD: jax.Array, tokens_BT: jax.Array, axes: str | tuple[str, ...], scatter: bool) -> jax.Array:
     """Rows of this device's share of the vocabulary, zeros for other tokens, summed over the axes that share it."""
     num = table_VD.shape[0]
     local_BT = tokens_BT - jax.lax.axis_index(axes) * num

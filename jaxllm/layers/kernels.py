@@ -2,7 +2,10 @@
 
     softmax(scale * q k^T + mask) v,  query t sees key s iff s <= t and segment(s) = segment(t)
 
-- `xla`: the reference, on every platform; queries in blocks, each against the keys up to its end.
+- `xla`: the reference, on every platform; queries in blocks, each against the keys up to its end. Its gradient is
+  written out as flash attention's is (Dao et al. 2022): only the result and the log-sum-exps l are kept for it,
+
+      P = exp(scale * q k^T - l),  dv = P^T do,  dS = P * (do v^T - sum(do * o)),  dq = scale dS k,  dk = scale dS^T q.
 - `splash`: Pallas on TPU, block-sparse, segments in the kernel (jax.experimental.pallas.ops.tpu).
 - `cudnn`: cuDNN's fused flash attention on NVIDIA GPUs. It knows causality but not segments; they go in as a mask,
   one byte a pair of positions and row, shared by all heads.
@@ -12,12 +15,16 @@ A kernel that cannot honour a shape says why through `refusal`; nothing is dropp
 B batch, T and S sequence, N query heads, K key and value heads, G query heads a key head, H width of a head.
 """
 
+import functools
 import math
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+from jaxllm.layers.linear import physical_transpose
+from jaxllm.sharding import platform
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a masked pair: finite, so that a row's maximum is; a row always sees at least itself."""
@@ -50,21 +57,84 @@ def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dty
 
 def xla(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:
     """Attention in plain jax.numpy, scores and softmax in float32: [B, T, N, H]."""
-    batch, length, num_heads, head_dim = q_BTNH.shape
+    batch, length, _, head_dim = q_BTNH.shape
     q_BTKGH = q_BTNH.reshape(batch, length, k_BSKH.shape[2], -1, head_dim)
+    q_BKGTH, k_BKSH, v_BKSH = q_BTKGH.transpose(0, 2, 3, 1, 4), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    o_BKGTH = _blockwise(q_BKGTH, k_BKSH, v_BKSH, segments_BT, scale)
+    return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float
+) -> jax.Array:
+    return _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, scale)[0]
+
+
+def _forward(
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Blocks of queries, each against the keys up to its end."""
+    outputs, normalisers = [], []
+    for start, stop in _blocks(q_BKGTH.shape[3]):
+        rows, columns = slice(start, stop), slice(0, stop)
+        scores_BKGTS = scale * _product("bkgth,bksh->bkgts", q_BKGTH[:, :, :, rows], k_BKSH[:, :, columns])
+        scores_BKGTS = jnp.where(_seen(segments_BT, rows, columns), scores_BKGTS, MASKED)
+        most_BKGT1 = jnp.max(scores_BKGTS, axis=-1, keepdims=True)
+        weights_BKGTS = jnp.exp(scores_BKGTS - most_BKGT1)
+        total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
+        mixed_BKGTH = _product("bkgts,bksh->bkgth", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH[:, :, columns])
+        outputs.append((mixed_BKGTH / total_BKGT1).astype(q_BKGTH.dtype))
+        normalisers.append((most_BKGT1 + jnp.log(total_BKGT1))[..., 0])
+    o_BKGTH, normaliser_BKGT = jnp.concatenate(outputs, axis=3), jnp.concatenate(normalisers, axis=3)
+    return o_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, normaliser_BKGT)
+
+
+def _backward(
+    scale: float, saved: tuple[jax.Array, ...], do_BKGTH: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """Blocks of keys, each against the queries from its start, on transposed scores."""
+    q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, normaliser_BKGT = saved
+    delta_BKGT = jnp.sum(do_BKGTH.astype(jnp.float32) * o_BKGTH.astype(jnp.float32), axis=-1)
+    # transposed in memory where a CPU's matrix units need it so (see `linear`)
+    kt_BKHS = physical_transpose(k_BKSH) if platform() == "cpu" else k_BKSH.swapaxes(-1, -2)
+    dqt_BKGHT = jnp.zeros((*q_BKGTH.shape[:3], q_BKGTH.shape[4], q_BKGTH.shape[3]), jnp.float32)
+    dks, dvs = [], []
+    for start, stop in _blocks(q_BKGTH.shape[3]):
+        rows, columns = slice(start, None), slice(start, stop)
+        q, do, k, v = q_BKGTH[:, :, :, rows], do_BKGTH[:, :, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
+        scores_BKSGT = scale * _product("bksh,bkgth->bksgt", k, q)
+        seen = _seen(segments_BT, rows, columns).transpose(0, 1, 4, 2, 3)
+        weights_BKSGT = jnp.where(seen, jnp.exp(scores_BKSGT - normaliser_BKGT[:, :, None, :, rows]), 0.0)
+        dweights_BKSGT = _product("bksh,bkgth->bksgt", v, do)
+        dscores_BKSGT = scale * weights_BKSGT * (dweights_BKSGT - delta_BKGT[:, :, None, :, rows])
+        weights_BKSGT, dscores_BKSGT = weights_BKSGT.astype(do.dtype), dscores_BKSGT.astype(q.dtype)
+        dvs.append(_product("bksgt,bkgth->bksh", weights_BKSGT, do).astype(v.dtype))
+        dks.append(_product("bksgt,bkgth->bksh", dscores_BKSGT, q).astype(k.dtype))
+        dqt = _product("bkhs,bksgt->bkhgt", kt_BKHS[..., columns], dscores_BKSGT)
+        dqt_BKGHT = dqt_BKGHT.at[..., rows].add(dqt.swapaxes(2, 3))
+    dq_BKGTH = dqt_BKGHT.astype(q_BKGTH.dtype).swapaxes(-1, -2)
+    return dq_BKGTH, jnp.concatenate(dks, axis=2), jnp.concatenate(dvs, axis=2), None
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """First and last position of each block."""
     block = max(_SMALLEST_BLOCK, -(-length // _LARGEST_BLOCKS))
-    outputs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        q, k, v = q_BTKGH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop]
-        scores_BKGTS = scale * jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-        seen_TS = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
-        same_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]
-        mask_BTS = same_BTS & seen_TS[None]
-        scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED)
-        weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v.dtype)
-        outputs.append(jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v))
-    return jnp.concatenate(outputs, axis=1).reshape(batch, length, num_heads, head_dim)
+    return [(start, min(start + block, length)) for start in range(0, length, block)]
+
+
+def _seen(segments_BT: jax.Array, rows: slice, columns: slice) -> jax.Array:
+    """Which keys the queries see: bool[B, 1, 1, T, S]."""
+    places = jnp.arange(segments_BT.shape[1])
+    same_BTS = segments_BT[:, rows, None] == segments_BT[:, None, columns]
+    return (same_BTS & (places[rows, None] >= places[None, columns])[None])[:, None, None]
+
+
+def _product(dims: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(dims, x, y, preferred_element_type=jnp.float32)
 
 
 def splash(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:

@@ -4,6 +4,7 @@ B batch, T sequence, D model, F feed-forward.
 """
 
 import jax
+import jax.numpy as jnp
 
 from jaxllm.config import MLPConfig
 from jaxllm.layers.linear import contract, enter, leave
@@ -27,5 +28,27 @@ class MLP(Layer):
             x_BTD = enter(x_BTD, self.recipe)
             gate_BTF = contract(x_BTD, self.use("gate"), ("mlp",), self.recipe)
             up_BTF = contract(x_BTD, self.use("up"), ("mlp",), self.recipe)
-            hidden_BTF = jax.nn.silu(gate_BTF) * up_BTF
+            hidden_BTF = _gated(gate_BTF, up_BTF)
             return leave(contract(hidden_BTF, self.use("down"), (None,), self.recipe), self.recipe)
+
+
+@jax.custom_vjp
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, in float32; written out so that only gate and up are kept for the gradient."""
+    wide = gate.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(wide) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _gated(gate, up), (gate, up)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = saved
+    wide, dwide = gate.astype(jnp.float32), dy.astype(jnp.float32)
+    share = jax.nn.sigmoid(wide)
+    dgate = dwide * up.astype(jnp.float32) * share * (1 + wide * (1 - share))
+    return dgate.astype(gate.dtype), (dwide * wide * share).astype(up.dtype)
+
+
+_gated.defvjp(_forward, _backward)

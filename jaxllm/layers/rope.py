@@ -36,7 +36,24 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, config: RopeConfig) -> ja
     with jax.named_scope("rope"):
         inverse = jnp.asarray(frequencies(config, x_BTNH.shape[-1]), jnp.float32)
         angles = positions_BT[:, :, None, None].astype(jnp.float32) * inverse[None, None, None, :]
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
-        first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-        return turned.astype(x_BTNH.dtype)
+        # behind the barrier they are computed once, not again for every head
+        cos, sin = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+        return _turn(x_BTNH, cos, sin)
+
+
+@jax.custom_vjp
+def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _forward(x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _turn(x, cos, sin), (cos, sin)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, None, None]:
+    cos, sin = saved
+    return _turn(dy, cos, -sin), None, None
+
+
+_turn.defvjp(_forward, _backward)
