@@ -212,6 +212,8 @@ def absent_devices(platform: str, topology: str, num_slices: int = 1, **options:
     """
     if num_slices > 1:
         options["num_slices"] = num_slices
+    if platform == "cuda":
+        options["topology"] = topology  # there the name is only a name
     return list(topologies.get_topology_desc(platform=platform, topology_name=topology, **options).devices)
 
 

@@ -147,8 +147,11 @@ def test_zero_decides_what_lies_over_fsdp():
         rules = Rules(live=frozenset({"fsdp"}), zero=zero)
         specs = (rules.storage, rules.gradient, rules.optimizer, rules.compute)
         tables[zero] = [spec(("embed", "mlp")).partitions[0] for spec in specs]
-    dense = ("fsdp",)
-    assert tables == {1: [None, None, dense, None], 2: [None, dense, dense, None], 3: [dense, dense, dense, None]}
+    assert tables == {
+        1: [None, None, "fsdp", None],
+        2: [None, "fsdp", "fsdp", None],
+        3: ["fsdp", "fsdp", "fsdp", None],
+    }
 
 
 def test_data_crosses_slices_and_nothing_else_does():

@@ -143,7 +143,7 @@ def loss_and_gradients(
         return float(sums.loss + sums.z_loss), {name: np.asarray(value) for name, value in leaves(gradients)}
 
 
-def assert_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], tolerance: float = 1e-5) -> None:
+def assert_close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float = 1e-5) -> None:
     """Each array within a tolerance of the other, in units of the other's largest entry."""
     assert found.keys() == wanted.keys()
     errors = {name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted}

@@ -66,7 +66,8 @@ def accumulate(
         zeros = tree_map(
             lambda leaf: jnp.zeros(leaf.shape, recipe.reduction, out_sharding=_spec(leaf, recipe)), declared
         )
-        (grads, sums), _ = jax.lax.scan(add, (zeros, Sums(jnp.zeros(()), jnp.zeros(()))), micros)
+        with jax.named_scope("micro_batches"):
+            (grads, sums), _ = jax.lax.scan(add, (zeros, Sums(jnp.zeros(()), jnp.zeros(()))), micros)
     with jax.named_scope("reduce_gradients"):
         grads = tree_map(
             lambda value, leaf: jax.reshard(value, recipe.rules.optimizer(leaf.axes)).astype(jnp.float32),

@@ -43,7 +43,7 @@ def attended(request):
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda *qkv: attend(*qkv, jnp.asarray(segments), kernel, Recipe()), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(segments), kernel, Recipe()), q, k, v)
         return result, pull(jnp.asarray(cotangent))
 
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
@@ -63,14 +63,14 @@ def test_every_block_computes_plain_attention_and_its_gradient(attended):
     segments, _, qkv, cotangent, result, gradients = attended
 
     @tiny.quick_jit
-    def differentiate(qkv):
-        result, pull = jax.vjp(lambda *qkv: plain(*qkv, segments), *qkv)
+    def differentiate(q, k, v):
+        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
 
     names = ("result", "dq", "dk", "dv")
     tiny.assert_close(
         dict(zip(names, (result, *gradients), strict=True)),
-        {name: np.asarray(value) for name, value in zip(names, differentiate(qkv), strict=True)},
+        {name: np.asarray(value) for name, value in zip(names, differentiate(*qkv), strict=True)},
         1e-5,
     )
 

@@ -97,9 +97,10 @@ def test_the_cpu_s_bfloat16_product_is_the_plain_one(num_inputs, monkeypatch):
     x, w, dy = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in (x_shape, w_shape, y_shape))
     recipe, outputs = Recipe(compute="bfloat16"), (None,) * (len(w_shape) - num_inputs)
 
-    def run():
+    def run() -> dict[str, np.ndarray]:
         result, pull = jax.vjp(lambda x, w: linear.contract(x, w, outputs, recipe, num_inputs), x, w)
-        return dict(zip(("y", "dx", "dw"), (np.asarray(v, np.float32) for v in (result, *pull(dy))), strict=True))
+        dx, dw = pull(dy)
+        return {name: np.asarray(v, np.float32) for name, v in (("y", result), ("dx", dx), ("dw", dw))}
 
     special = run()
     called = []

@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_the_oracle_s(name):
     found = tiny.loss_and_gradients(config, batch)
 
     given = oracle.unstack(model, tiny.make_params(model))
-    function = tiny.quick_jit(jax.value_and_grad(lambda given: oracle.loss(model, *given, batch, z_loss=1e-2)))
+    function = tiny.quick_jit(jax.value_and_grad(lambda given: oracle.loss(model, given[0], given[1], batch, 1e-2)))
     loss, (layers, outer) = function(given)
 
     assert found[0] == pytest.approx(float(loss), rel=1e-6)

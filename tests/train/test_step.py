@@ -14,7 +14,14 @@ from jaxllm.layers.param import leaves
 PEAK, DECAY = 0.02, 0.2
 OPTIM = OptimConfig(learning_rate=PEAK, schedule=Constant(warmup_steps=4), optimizer=AdamW(weight_decay=DECAY))
 
-GOLDEN = {}
+GOLDEN = {
+    "loss": 5.1237583,
+    "z_loss": 0.026910130,
+    "grad_norm": 2.5042288,
+    "param_norm": 35.481491,
+    "update_norm": 1.6487499,
+    "tokens": 281,
+}
 """Metrics of the first step of the tiny model in float32, initial weights included."""
 
 
@@ -148,7 +155,8 @@ def test_a_step_that_is_not_finite_is_dropped_and_the_next_goes_on(plain, first)
 
 
 def test_the_rate_is_scaled_by_the_state_and_counted_in_updates(plain, first):
-    state = dataclasses.replace(plain.init(), learning_rate_scale=jnp.float32(0.5))
+    state = plain.init()
+    state = dataclasses.replace(state, learning_rate_scale=0.5 * state.learning_rate_scale)
     state, metrics = plain.step(state)
     assert metrics["learning_rate"] == pytest.approx(0.5 * PEAK / 4)
     assert metrics["update_norm"] == pytest.approx(0.5 * first[2]["update_norm"], rel=1e-5)
@@ -190,9 +198,9 @@ def test_float16_finds_its_scale_and_drops_what_overflows(first):
     assert float(state.loss_scale.scale) == 2 * scale, "two clean steps double it"
 
 
-def test_bfloat16_compute_keeps_float32_weights(first):
+def test_bfloat16_compute_keeps_float32_weights(plain, first):
     run = Run(precision=PrecisionConfig(compute="bfloat16"))
-    state, metrics = run.step(run.init())
+    state, metrics = run.step(plain.init())
     after = keep(state)
     adam = after.optimizer["adam"]
     assert {str(leaf.dtype) for leaf in jax.tree.leaves((after.params, adam.mu, adam.nu))} == {"float32"}
@@ -215,13 +223,8 @@ def test_bfloat16_parameters_train(first):
     assert metrics["loss"] < 0.5 * start
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [MeshConfig(fsdp=4, tensor=2, zero=2), MeshConfig(data=2, fsdp=2, tensor=2, sequence_parallel=True)],
-    ids=["zero 2", "sequence parallel"],
-)
-def test_a_step_on_a_mesh_is_one_device_s(mesh, first):
-    run = Run(mesh=mesh, accumulate=2)
+def test_a_step_on_a_mesh_is_one_device_s(first):
+    run = Run(mesh=MeshConfig(data=2, fsdp=2, tensor=2, sequence_parallel=True, zero=2), accumulate=2)
     state, metrics = run.step(run.init())
     after = keep(state)
     assert metrics == pytest.approx(first[2], rel=1e-5)
