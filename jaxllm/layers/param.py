@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
-from jaxllm.sharding import Rules, axes_of
+from jaxllm.sharding import Rules, axes_of, platform
 
 GATHERED = "gathered_weight"
 """Name of weights as products read them, for rematerialisation."""
@@ -121,11 +122,15 @@ def use(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array
 
     def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
         wide = cotangent.astype(recipe.reduction)
-        if declaration.role == "head":
+        if declaration.role == "head" and partial & axes_of(stored):
             # Vocabulary first, as the embedding has it: of [D, V] sharded by rows the TPU compiler makes a full
-            # all-reduce and a slice where V / 128 has a large prime factor, 167 in Llama 3 and 1187 in Qwen 2.
+            # all-reduce and a slice where V / 128 has a large prime factor, 167 in Llama 3 and 1187 in Qwen 2. What
+            # counts there is the order in memory; elsewhere that would only cost a copy.
             turned = PartitionSpec(*gradient.partitions[::-1], unreduced=gradient.unreduced)
-            return (jax.reshard(wide.T, turned).T.astype(value.dtype),)
+            wide_VD = wide.T
+            if platform() == "tpu":
+                wide_VD = with_layout_constraint(wide_VD, Layout(major_to_minor=(0, 1)))
+            return (jax.reshard(wide_VD, turned).T.astype(value.dtype),)
         return (jax.reshard(wide, gradient).astype(value.dtype),)
 
     gather.defvjp(forward, backward)

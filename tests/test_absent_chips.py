@@ -1,0 +1,206 @@
+"""The 8B step compiled for chips that are not here: kernels, memory, and every large collective of a block.
+
+A block has seven weights: query, key, value, output, gate, up, down. Where fsdp holds them in shares,
+
+    forward    7 all-gathers: each product reads a whole weight
+    backward   7 all-gathers: gathered weights are not kept, the block is computed again
+               7 reduce-scatters: each gradient is summed and left in shares
+
+and the embedding and the head, outside the blocks, are gathered and reduce-scattered once, 2 and 2. With micro-batches
+all of this is in their loop and nothing is added: that is the price of not keeping whole weights or gradients.
+
+"Large" is 2 MiB or more: weights, their gradients, activations. Below are norms' gradients, 32 KiB together and summed
+once a step, and sums of losses and norms.
+"""
+
+import functools
+import importlib.util
+import os
+
+import absent
+import hlo
+import jax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxllm import sharding
+from jaxllm.config import MeshConfig
+
+LARGE = 2**21
+FORWARD, BACKWARD, LOSS, MICRO = "jvp(blocks)", "transpose(jvp(blocks))", "jvp(loss)", "micro_batches"
+FSDP, TENSOR, SLICE = ("fsdp",), ("tensor",), ("slice",)
+
+
+def installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+tpu = pytest.mark.skipif(not installed("libtpu"), reason="libtpu is not installed (the extra aot-tpu): no TPU compiler")
+gpu = pytest.mark.skipif(
+    not installed("jax_plugins.xla_cuda13"), reason="jax's CUDA plugin is not installed (the extra aot-gpu)"
+)
+
+
+@pytest.fixture(scope="module")
+def tpus():
+    """Absent TPUs, and a compiler at low effort: the same collectives as at its default, in a third of the time."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks a cloud's metadata server which TPU this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other processes may compile too
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", "O1")
+    yield functools.partial(sharding.absent_devices, "tpu")
+    jax.config.update("jax_optimization_level", before)
+
+
+def large(compiled):
+    return hlo.count(hlo.collectives(compiled.text, compiled.mesh), at_least=LARGE)
+
+
+def weights(summed, *outside):
+    """The large collectives of weights; `summed` is the kind that sums their gradients, `outside` loops around all."""
+    return {
+        ((*outside, FORWARD), "all-gather", FSDP): 7,
+        ((*outside, BACKWARD), "all-gather", FSDP): 7,
+        ((*outside, BACKWARD), summed, FSDP): 7,
+        (outside, "all-gather", FSDP): 2,
+        (outside, summed, FSDP): 2,
+    }
+
+
+def bare_reduce_scatter(devices):
+    """What the compiler makes of a reduce-scatter over all of the devices, of a matrix as large as a gate."""
+    mesh = sharding.make_mesh(MeshConfig(), devices)
+    with jax.set_mesh(mesh):
+        function = jax.shard_map(
+            lambda x: jax.lax.psum_scatter(x[0], "fsdp", tiled=True),
+            in_specs=PartitionSpec("fsdp"),
+            out_specs=PartitionSpec("fsdp"),
+        )
+        x = jax.ShapeDtypeStruct(
+            (len(devices), 4096, 14336), "float32", sharding=NamedSharding(mesh, PartitionSpec("fsdp"))
+        )
+        compiled = jax.jit(function).trace(x).lower(lowering_platforms=("tpu",)).compile()
+    (found,) = hlo.collectives(str(compiled.as_text()), mesh.shape)
+    return found.kind
+
+
+@pytest.fixture(scope="module")
+def summed_over_a_torus(tpus):
+    """`all-reduce` with libtpu 0.0.52, whose result each chip then slices: it has no reduce-scatter for whole tori.
+
+    So what we ask for cannot be read from such a program; that it is a reduce-scatter shows on the other meshes below.
+    """
+    return bare_reduce_scatter(tpus("v5p:2x4x4"))
+
+
+@tpu
+def test_the_8b_over_fsdp_32(tpus, summed_over_a_torus):
+    experiment = absent.llama3_8b({"fsdp": 32}, num_layers=32, sequence_length=4096, batch_size=32)
+    compiled = absent.compile_step(experiment, tpus("v5p:2x4x4"))
+    assert large(compiled) == weights(summed_over_a_torus)
+    for name in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
+        assert f"%{name}" in compiled.text
+    # float32 parameters and two moments: 12 bytes times 8.03e9 over 32, and norms whole
+    assert compiled.argument_bytes == pytest.approx(3.015e9, rel=1e-3)
+    # the two largest are whole gradients of embedding and head, 2.1 GB each; whole ones of all blocks would be 28 GB
+    assert compiled.temporary_bytes < 9e9
+
+
+@tpu
+def test_micro_batches_over_fsdp_32(tpus, summed_over_a_torus):
+    experiment = absent.llama3_8b({"fsdp": 32}, batch_size=256, accumulate=4)
+    compiled = absent.compile_step(experiment, tpus("v5p:2x4x4"))
+    assert large(compiled) == weights(summed_over_a_torus, MICRO)
+
+
+@tpu
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_fsdp_8_tensor_4(accumulate, tpus):
+    """Beside the weights, activations over tensor.
+
+    A block's two sums of partial products, after attention and after the feed-forward layer, are all-reduces; so are
+    the two of their mirror images in the backward pass, which computes attention's again too, but not the other, which
+    nothing there reads. Outside, the rows of the embedding are summed, and in each chunk of the loss the gradient of
+    the last hidden state.
+
+    The two collective-permutes are the compiler's: it pads the shares of two reduce-scatters (gate's and up's, from 512
+    rows to 560) and then moves rows to where they belong. A bare reduce-scatter of that shape brings the same one.
+    """
+    outside = (MICRO,) if accumulate > 1 else ()
+    experiment = absent.llama3_8b({"fsdp": 8, "tensor": 4}, batch_size=32 * accumulate, accumulate=accumulate)
+    compiled = absent.compile_step(experiment, tpus("v5p:2x4x4"))
+    assert large(compiled) == weights("reduce-scatter", *outside) | {
+        ((*outside, FORWARD), "all-reduce", TENSOR): 2,
+        ((*outside, BACKWARD), "all-reduce", TENSOR): 3,
+        ((*outside, BACKWARD), "collective-permute", FSDP): 2,
+        (outside, "all-reduce", TENSOR): 1,
+        ((*outside, LOSS), "all-reduce", TENSOR): 1,
+    }
+
+
+@tpu
+def test_data_crosses_slices_once_a_step(tpus):
+    """Nine matrices, each device its share; in the loops only sums of the loss, two numbers, may cross."""
+    experiment = absent.llama3_8b({"data": 2, "fsdp": 4, "slices": 2}, batch_size=64, accumulate=4)
+    compiled = absent.compile_step(experiment, tpus("v5p:2x2x1", 2))
+    assert large(compiled) == weights("reduce-scatter", MICRO) | {((), "all-reduce", SLICE): 9}
+    crossing = [x for x in hlo.collectives(compiled.text, compiled.mesh) if x.axes == SLICE and x.loops]
+    assert all(x.size <= 512 for x in crossing)
+
+
+@gpu
+def test_the_8b_on_eight_h100(tmp_path):
+    compiled = absent.compile_for_gpus(
+        "H100", "1x1x8", tmp_path, mesh={"fsdp": 8}, num_layers=32, sequence_length=4096, batch_size=8
+    )
+    assert large(compiled) == weights("reduce-scatter")
+    assert "__cudnn$fmha" in compiled.text
+    # 12 bytes times 8.03e9 over 8
+    assert compiled.argument_bytes == pytest.approx(12.05e9, rel=1e-3)
+    assert compiled.temporary_bytes < 10e9
+
+
+HLO = """HloModule jit_step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%all-reduce-scatter.1 (g: f32[64,8]) -> f32[16,8] {
+  %g = f32[64,8]{1,0} parameter(0)
+  %whole = f32[64,8]{1,0} all-reduce(%g), replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  ROOT %share = f32[16,8]{1,0} dynamic-slice(%whole, %place, %zero), dynamic_slice_sizes={16,8}
+}
+
+%body (s: (bf16[16,8])) -> (bf16[16,8]) {
+  %start = (bf16[16,8]{1,0:T(8,128)}, bf16[64,8]{1,0:T(8,128)}) all-gather-start(%w), replica_groups={{0,2,4,6},{1,3,5,7}}
+  %done = bf16[64,8]{1,0} all-gather-done(%start)
+  %pair = (f32[], bf16[4,8]) all-reduce(%loss, %x), replica_groups=mesh['fsdp'=4,'tensor'=2] {'tensor'}, to_apply=%add
+  %fused = f32[16,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+ENTRY %main (p: bf16[16,8]) -> bf16[16,8] {
+  %loop = (bf16[16,8]{1,0}) while(%t), condition=%add, body=%body, metadata={op_name="jit(step)/jvp(blocks)/while"}
+  %out = (f32[16,8]{1,0}, u32[]{:S(2)}, token[]) send(%g, %t), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %moved = f32[2,8]{1,0} collective-permute(%rows), source_target_pairs={{0,2},{2,4},{1,3}}
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_found_in_a_program():
+    loop, fsdp, tensor = ("jvp(blocks)",), ("fsdp",), ("tensor",)
+    assert sorted(map(str, hlo.collectives(HLO, {"data": 1, "fsdp": 4, "tensor": 2}))) == sorted(
+        str(hlo.Collective(*fields))
+        for fields in (
+            ("all-gather", fsdp, loop, 1024),
+            ("all-reduce", tensor, loop, 4),
+            ("all-reduce", tensor, loop, 64),
+            ("reduce-scatter", fsdp, loop, 2048),
+            ("all-reduce", ("slice",), (), 512),
+            ("collective-permute", fsdp, (), 64),
+        )
+    )
