@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--force", action="store_true", help="build anew what is there")
     build.epilog = overrides
 
+    place = add("where", _data_where, "Which documents a step of a run was trained on.", data)
+    place.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+    place.add_argument("step", type=int, metavar="STEP", help="as metrics.jsonl counts, from 1")
+    place.add_argument("--json", action="store_true", help="for programs")
+
     report = add("report", _report, "Draw one run, or several over each other, into one HTML file.")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
     report.add_argument("--out", type=Path, help="where to; RUN/report.html for one run, report.html for several")
@@ -110,6 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     loop.add_argument("--pairs", type=int, default=5, help="how often (5)")
     loop.add_argument("--json", action="store_true", help="for programs")
     loop.epilog = overrides
+    kill = add("kill", _bench_kill, "Kill a run again and again, and compare it with one that is left alone.", bench)
+    kill.add_argument("config", help="experiment with a checkpoint.interval; seconds long is enough")
+    kill.add_argument("--kills", type=int, default=30, help="how often (30)")
+    kill.add_argument("--in-write", type=int, default=10, help="of them, while a checkpoint is written (10)")
+    kill.add_argument("--processes", type=int, default=1, help="of the run (1)")
+    kill.add_argument("--devices", type=int, default=0, help="simulated CPU devices of each process")
+    kill.add_argument("--json", action="store_true", help="for programs")
+    kill.epilog = overrides
     return parser
 
 
@@ -157,10 +170,19 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return _fields(arguments.fields)
     if arguments.config is None:
         raise ValueError("name a config, as in: jaxllm train configs/quickstart.toml")
-    experiment = _load(arguments, rest)
-    from jaxllm.train.loop import train
+    from jaxllm.train.signals import stop_on_signals
 
-    return STOPPED if train(experiment, force=arguments.force).interrupted else DONE
+    with stop_on_signals(at_once=True) as stop:
+        experiment = _load(arguments, rest)
+        from jaxllm.train.lock import LockLost
+        from jaxllm.train.loop import train
+
+        try:
+            run = train(experiment, force=arguments.force, stop=stop)
+        except LockLost as error:
+            print(f"jaxllm: {error}", file=sys.stderr)
+            return FAILED
+    return STOPPED if run.interrupted else DONE if run.saved else FAILED
 
 
 def _fields(section: str) -> int:
@@ -245,6 +267,15 @@ def _data_build(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return DONE
 
 
+def _data_where(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.train import where
+
+    _none(rest)
+    found = where.where(arguments.run, arguments.step)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else where.text(found))
+    return DONE
+
+
 def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.train.report import write_report
 
@@ -269,3 +300,18 @@ def _bench_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     result = loop.measure(_load(arguments, rest), arguments.steps, arguments.pairs)
     print(json.dumps(result, indent=2) if arguments.json else loop.text(result))
     return DONE
+
+
+def _bench_kill(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import kill
+
+    result = kill.measure(
+        _load(arguments, rest),
+        [arguments.config, *rest],
+        arguments.kills,
+        arguments.in_write,
+        arguments.processes,
+        arguments.devices,
+    )
+    print(json.dumps(result, indent=2) if arguments.json else kill.text(result))
+    return DONE if not result["differing"] and result["most_lost"] <= result["bound"] else FAILED

@@ -39,7 +39,7 @@ from jaxllm.config.optim import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
+from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig
 from jaxllm.config.train import LossConfig, PrecisionConfig, TrainConfig
 from jaxllm.config.tree import read_toml
 
@@ -74,6 +74,7 @@ __all__ = [
     "OptimizerConfig",
     "PhaseConfig",
     "PrecisionConfig",
+    "ProfileConfig",
     "RopeConfig",
     "Row",
     "RunConfig",

@@ -28,6 +28,7 @@ MAY_CHANGE: tuple[Freedom, ...] = (
     Freedom("run.name", "a name computes nothing"),
     Freedom("run.directory", "a run may be moved"),
     Freedom("log", "what is written down is not what is computed"),
+    Freedom("profile", "a trace is not what is computed"),
     Freedom("evaluation", "evaluation changes no parameter"),
     Freedom("checkpoint", "what is kept is not what is computed"),
     Freedom("mesh", "checkpoints and batches depend on no mesh"),

@@ -13,7 +13,8 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         path: a file, a directory, a glob, or `embedded:python`; relative paths start at the working directory.
-            Files may be compressed as .gz or .zst.
+            Files may be compressed as .gz or .zst. `hf://datasets/OWNER/NAME/PATH` is fetched from the Hugging Face
+            hub.
         name: how metrics and manifests call it; empty means the path.
         format: `auto` goes by the file's ending (.jsonl, .parquet, anything else text).
         text_field: the field or column of jsonl and parquet that holds the text.
@@ -55,7 +56,7 @@ class HuggingFaceTokenizer(Choice, frozen=True, kw_only=True, tag="huggingface")
     """A Hugging Face tokenizer.json (plain or .gz).
 
     Attributes:
-        path: the file, or the directory that holds it.
+        path: the file, or the directory that holds it; `hf://OWNER/NAME` is fetched from the Hugging Face hub.
         eos_token: the token that ends a document; empty means the one found in tokenizer_config.json beside it,
             or the usual names (</s>, <|endoftext|>, <|end_of_text|>, ...).
     """

@@ -5,7 +5,7 @@ from jaxllm.config.data import DataConfig
 from jaxllm.config.mesh import MeshConfig
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.optim import OptimConfig
-from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
+from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig
 from jaxllm.config.train import TrainConfig
 
 SCHEMA_VERSION = 1
@@ -28,6 +28,7 @@ class Experiment(Section, frozen=True, kw_only=True):
         evaluation: on the held-out split.
         checkpoint: what is kept.
         log: what is written down.
+        profile: a trace of some steps.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -40,6 +41,7 @@ class Experiment(Section, frozen=True, kw_only=True):
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self) -> None:
         require(

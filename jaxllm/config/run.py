@@ -1,5 +1,7 @@
 """The run around the steps: where it lives, what it logs, saves and evaluates."""
 
+from typing import Literal
+
 from jaxllm.config.base import Section, require
 
 
@@ -8,9 +10,13 @@ class LogConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         interval: steps between lines of metrics.jsonl and of the console.
+        all_processes: whether every process writes its metrics, process N into metrics.N.jsonl.
+        loggers: services that are told the metrics and events too, each a package of the extra `loggers`.
     """
 
     interval: int = 1
+    all_processes: bool = False
+    loggers: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = ()
 
     def __post_init__(self) -> None:
         require(self.interval >= 1, "interval", self.interval, "use 1 or more")
@@ -46,14 +52,45 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     Attributes:
         interval: steps between checkpoints; 0 means only the final one (and one on Ctrl-C).
         keep: newest checkpoints kept.
+        keep_every: of every so many steps a checkpoint is kept for good; a multiple of the interval; 0 means none.
+        keep_good: newest good checkpoints kept, to roll back to.
+        good_after: clean steps that must follow a checkpoint before it counts as good.
     """
 
     interval: int = 0
     keep: int = 2
+    keep_every: int = 0
+    keep_good: int = 2
+    good_after: int = 100
 
     def __post_init__(self) -> None:
         require(self.interval >= 0, "interval", self.interval, "use 0 or more")
         require(self.keep >= 1, "keep", self.keep, "use 1 or more")
+        require(self.keep_every >= 0, "keep_every", self.keep_every, "use 0 (none) or more")
+        require(
+            not self.interval or self.keep_every % self.interval == 0,
+            "keep_every",
+            self.keep_every,
+            f"use a multiple of interval = {self.interval}, or no checkpoint falls on it",
+        )
+        require(self.keep_good >= 1, "keep_good", self.keep_good, "use 1 or more")
+        require(self.good_after >= 0, "good_after", self.good_after, "use 0 or more")
+
+
+class ProfileConfig(Section, frozen=True, kw_only=True):
+    """A trace of what the devices do, in RUN/profile.
+
+    Attributes:
+        start: attempts before the first traced step; the first few compile.
+        steps: traced; 0 means none.
+    """
+
+    start: int = 10
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.start >= 0, "start", self.start, "use 0 or more")
+        require(self.steps >= 0, "steps", self.steps, "use 0 (none) or more")
 
 
 class RunConfig(Section, frozen=True, kw_only=True):

@@ -101,7 +101,8 @@ def in_words(declared: types.Type) -> str:
             words.append(f"one of {shown}" if len(kind.values) > 1 else shown)
         elif isinstance(kind, types.VarTupleType):
             word = in_words(kind.item_type)
-            words.append(f"a list of {word.removeprefix('a ')}s")
+            choice = word.startswith("one of ")
+            words.append(f"a list of {word.removeprefix('one of ') if choice else word.removeprefix('a ') + 's'}")
         elif isinstance(kind, types.StructType):
             words += [] if "a section" in words else ["a section"]
         else:

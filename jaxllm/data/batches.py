@@ -7,7 +7,6 @@ changes what is trained on.
 """
 
 import functools
-import hashlib
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -44,13 +43,14 @@ class Batches:
         store: the tokens.
         config: phases, seed, shuffling and prefetching. Held-out batches have the shape of the first phase's.
         split: `train`, or `held_out`.
+        source: read this source alone, by its index; None reads all.
 
     Raises:
         ValueError: the training split has fewer samples than a batch.
     """
 
-    def __init__(self, store: Store, config: DataConfig, split: SplitName = "train"):
-        self._streams = store.streams(split)
+    def __init__(self, store: Store, config: DataConfig, split: SplitName = "train", source: int | None = None):
+        self._streams = store.streams(split)[slice(None) if source is None else slice(source, source + 1)]
         self._config = config
         self._train = split == "train"
         self._eos_id = store.manifest.tokenizer.eos_id
@@ -169,10 +169,3 @@ class _Steps:
 
     def __getitem__(self, index: int) -> Batch:
         return self._batches.rows(self._batches.cursor(index), self._row_slice)
-
-
-def digest(batch: Batch) -> str:
-    """Which tokens a batch trains on, as 64 bits in hexadecimal: of SHA-256 over tokens and weights."""
-    result = hashlib.sha256(np.ascontiguousarray(batch["tokens"]).astype("<i4").tobytes())
-    result.update(np.ascontiguousarray(batch["weights"]).astype("<f4").tobytes())
-    return result.hexdigest()[:16]

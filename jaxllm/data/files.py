@@ -20,6 +20,7 @@ import zstandard
 
 from jaxllm.config import SourceConfig
 from jaxllm.config.data import EMBEDDED
+from jaxllm.data.hub import fetch
 
 COMPRESSED = (".gz", ".zst")
 """Endings of compressed files."""
@@ -55,14 +56,15 @@ def find(source: SourceConfig) -> list[SourceFile]:
     Raises:
         ValueError: nothing is there, or nothing but empty files.
     """
-    path = pathlib.Path(source.path).expanduser()
+    place = fetch(source.path, "sources")
+    path = pathlib.Path(place).expanduser()
     if source.path == EMBEDDED:
         files = _find_embedded()
     elif path.is_dir():
         files = [_source_file(file, path) for file in _walk(path)]
     elif path.exists():
         files = [_source_file(path, path.parent)]
-    elif glob.has_magic(source.path):
+    elif glob.has_magic(place):
         base = pathlib.Path(*_before_magic(path))
         matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
         files = [_source_file(file, base) for file in matches if file.is_file()]

@@ -138,9 +138,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The sum of `num_documents`, `num_tokens` or `num_bytes` of a split over the sources."""
         return sum(getattr(source.split(split), count) for source in self.sources)
 
-    def bits_per_byte(self, nats_per_token: float) -> float:
-        """A held-out loss in bits per byte of text, which compares models of different tokenizers."""
-        tokens_per_byte = self.total("held_out", "num_tokens") / self.total("held_out", "num_bytes")
+    def bits_per_byte(self, nats_per_token: float, source: str = "") -> float:
+        """A held-out loss, of one source or of all, in bits per byte: comparable between tokenizers."""
+        entries = [entry.held_out for entry in self.sources if source in ("", entry.name)]
+        tokens_per_byte = sum(entry.num_tokens for entry in entries) / sum(entry.num_bytes for entry in entries)
         return nats_per_token * tokens_per_byte / math.log(2)
 
 

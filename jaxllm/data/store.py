@@ -13,9 +13,10 @@ what it is as long as its settings are the config's; the source files need not e
 
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 import numpy as np
@@ -84,15 +85,14 @@ class Store:
         """The token stream of each source, in the manifest's order."""
         return self._streams[split]
 
-    def identifier(self, split: SplitName, source: int, position: int) -> str:
-        """The document that a token belongs to, by the source's index and the token's position in its stream."""
+    def identifiers(self, split: SplitName, source: int, documents: Collection[int]) -> dict[int, str]:
+        """Where documents come from, by their number in the source's stream, from 0; one reading finds them all."""
         entry = self.manifest.sources[source].split(split)
-        document = int(np.searchsorted(self._streams[split][source].offsets, np.uint64(position), side="right")) - 1
         with open(self._storage.path(entry.documents.name), "rb") as file:
-            for index, line in enumerate(file):
-                if index == document:
-                    return msgspec.json.decode(line, type=str)
-        raise ValueError(f"{entry.tokens.name} has {entry.num_tokens:,} tokens, none at {position}: use a smaller one")
+            lines = itertools.islice(file, max(documents, default=-1) + 1)
+            return {
+                index: msgspec.json.decode(line, type=str) for index, line in enumerate(lines) if index in documents
+            }
 
     def describe(self) -> str:
         """What the store holds, as a table for people."""

@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 import sentencepiece
 
-from jaxllm.config import BytesTokenizer, SentencePieceTokenizer, TokenizerConfig
+from jaxllm.config import BytesTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, TokenizerConfig
+from jaxllm.data.hub import fetch
 from jaxllm.storage import LocalStorage
 
 MAX_FILE_BYTES = 200_000_000
@@ -257,7 +258,8 @@ def _source_files(config: TokenizerConfig) -> list[pathlib.Path]:
     """The tokenizer's file, and where there is one its tokenizer_config.json."""
     if isinstance(config, BytesTokenizer) or not config.path:
         return []
-    path = pathlib.Path(config.path).expanduser()
+    names = (HuggingFace.FILE, HuggingFace.CONFIG) if isinstance(config, HuggingFaceTokenizer) else ()
+    path = pathlib.Path(fetch(config.path, "data.tokenizer.path", names)).expanduser()
     if isinstance(config, SentencePieceTokenizer):
         return [path]
     path = _hugging_face_file(path)

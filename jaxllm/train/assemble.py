@@ -56,9 +56,32 @@ class Program:
         """How every array of a batch lies."""
         return NamedSharding(self.mesh, self.decoder.recipe.rules.activation("batch", "sequence"))
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """A batch on the devices."""
-        return {name: jax.device_put(value, self.batch_sharding) for name, value in batch.items()}
+    def rows(self, num_rows: int) -> slice:
+        """The rows of a batch that this process's devices hold."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(*self.batch_sharding.spec.partitions[:1]))
+        indices = sharding.addressable_devices_indices_map((num_rows,)).values()
+        held = [index[0].indices(num_rows) for index in indices if index is not None]
+        return slice(min(start for start, *_ in held), max(stop for _, stop, _ in held))
+
+    def put(self, rows: Mapping[str, np.ndarray], num_rows: int = 0) -> Batch:
+        """A batch on the devices.
+
+        Args:
+            rows: this process's rows of it, as `rows` says.
+            num_rows: of the whole batch; 0 where all its rows are given.
+        """
+        num_rows = num_rows or len(rows["tokens"])
+        first = self.rows(num_rows).start
+
+        def place(value: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
+                start, stop, _ = index[0].indices(num_rows)
+                return value[start - first : stop - first, index[1]]
+
+            return jax.make_array_from_callback((num_rows, *value.shape[1:]), self.batch_sharding, part)
+
+        return {name: place(value) for name, value in rows.items()}
 
     def abstract_batch(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a batch, for compiling without one."""

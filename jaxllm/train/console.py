@@ -39,10 +39,18 @@ _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u
 
 
 class Console:
-    """Shows one attempt of a run. As a context manager it leaves the terminal as it found it, whatever happens."""
+    """Shows one attempt of a run. As a context manager it leaves the terminal as it found it, whatever happens.
 
-    def __init__(self, output: Output | None = None, clock: Callable[[], float] = time.monotonic):
-        self._output = output or Output(highlight=False)
+    Args:
+        output: where to; standard output by default.
+        clock: seconds.
+        quiet: show nothing, as all processes of a run but the first do.
+    """
+
+    def __init__(
+        self, output: Output | None = None, clock: Callable[[], float] = time.monotonic, quiet: bool = False
+    ) -> None:
+        self._output = output or Output(highlight=False, quiet=quiet)
         self._clock = clock
         self._progress = _Progress({}, clock)
         self._printed = clock()
@@ -57,7 +65,7 @@ class Console:
             self._path("files", facts["directory"])
         self._output.print()
         # rich takes FORCE_COLOR for a terminal, and continuous integration sets it: ask the file itself too.
-        if self._output.is_interactive and self._output.file.isatty():
+        if not self._output.quiet and self._output.is_interactive and self._output.file.isatty():
             progress = self._progress
             self._live = Live(
                 get_renderable=lambda: _LiveLine(progress),

@@ -1,39 +1,42 @@
 """A run, from its experiment to its report.
 
-    store -> mesh -> program -> state (restored or made) -> steps -> evaluation, sample, checkpoint, report
+    processes -> lock -> store -> mesh -> program -> state (restored or made) -> steps -> evaluation, sample, report
 
 Step n + 1 is dispatched before the metrics of step n are read, so the devices never wait for the host.
 """
 
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxllm.config import Experiment, ModelConfig, dump, load, refuse_changes, resolved
-from jaxllm.data.batches import Batches, digest
+from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
-from jaxllm.generate.sample import sample
-from jaxllm.roofline.hardware import find_chip
-from jaxllm.roofline.transformer import Convention, flops_per_token, parameters
+from jaxllm.roofline.transformer import parameters
 from jaxllm.storage import LocalStorage
-from jaxllm.train import environment
+from jaxllm.train import digests, environment, processes
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
-from jaxllm.train.checkpoint import Checkpoints, Meta
+from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
-from jaxllm.train.metrics import METRICS, EventLog, JsonLines, read_events, read_metrics
+from jaxllm.train.evaluation import WHOLE, Evaluation
+from jaxllm.train.lock import Lock
+from jaxllm.train.loggers import check_installed
+from jaxllm.train.metrics import read_events, read_metrics
+from jaxllm.train.profile import Profile
+from jaxllm.train.records import Records
 from jaxllm.train.report import write_report
+from jaxllm.train.signals import Stop, stop_on_signals
 from jaxllm.train.state import TrainState
+from jaxllm.train.throughput import Meter
 
 CONFIG = "config.toml"
 REPORT = "report.html"
-MFU_CONVENTION = Convention.TORCHTITAN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,41 +48,55 @@ class Run:
         step: attempts so far.
         metrics: the last logged record.
         interrupted: whether a signal ended it before its last step.
+        saved: whether the last step has a checkpoint.
     """
 
     directory: Path
     step: int
     metrics: dict[str, Any]
     interrupted: bool = False
+    saved: bool = True
 
 
-def train(experiment: Experiment, force: bool = False) -> Run:
+def train(experiment: Experiment, force: bool = False, stop: Stop | None = None) -> Run:
     """Train an experiment to its end, or go on with its run where it stopped.
 
     Args:
         experiment: what to train; its `run.directory` says where.
         force: go on with a run whatever its old config was.
+        stop: tells of signals; by default they are watched for while the run lasts.
 
     Raises:
-        ValueError: one sentence, when the experiment does not fit the devices, the data or the run that is there.
+        ValueError: one sentence, when the experiment does not fit the devices, the data or the run that is there, or
+            when another process trains this run.
     """
     directory = Path(experiment.run.path)
-    _check_run(directory, experiment, force)
     if experiment.run.deterministic:
         environment.deterministic()
-    with Console() as console, _stop_on_signals() as stop:
-        store = open_store(experiment.data, _progress(console))
+    processes.join()
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(stop_on_signals())
+        console = stack.enter_context(Console(quiet=not processes.is_first()))
+        lock = Lock(LocalStorage(directory), f"run.directory = {str(directory)!r}")
+        stack.callback(lock.release)
+        stop.last_words += [console.close, lock.release]
+
+        check_installed(experiment.log.loggers)
+        processes.agree({"the config": dump(resolved(experiment))})
+
+        def begin() -> int:
+            _check_run(directory, experiment, force)
+            lock.acquire(console.note)
+            open_store(experiment.data, _progress(console))
+            return 0
+
+        processes.on_first(begin)
+        store = open_store(experiment.data)
+        processes.agree({"the data": store.digest})
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
-        batches = Batches(store, experiment.data)
         program = assemble(experiment, model)
         with jax.set_mesh(program.mesh):
-            return _Attempt(experiment, directory, model, store, batches, program, console, stop).run()
-
-
-class _Stop:
-    """Whether a signal asked the run to end."""
-
-    signal: str = ""
+            return _Attempt(experiment, directory, model, store, program, console, stop, lock, force).run()
 
 
 class _Attempt:
@@ -91,53 +108,71 @@ class _Attempt:
         directory: Path,
         model: ModelConfig,
         store: Store,
-        batches: Batches,
         program: Program,
         console: Console,
-        stop: _Stop,
+        stop: Stop,
+        lock: Lock,
+        force: bool,
     ) -> None:
-        self.experiment, self.directory, self.model = experiment, directory, model
-        self.store, self.batches, self.program = store, batches, program
-        self.console, self.stop = console, stop
-        self.storage = LocalStorage(directory)
-        self.checkpoints = Checkpoints(directory / "checkpoints", model)
-        self.num_steps = batches.num_steps
+        self.experiment, self.directory, self.model, self.store = experiment, directory, model, store
+        self.program, self.console, self.stop, self.lock = program, console, stop, lock
+        self.force = force
+        self.batches = Batches(store, experiment.data)
+        self.num_steps = self.batches.num_steps
         phase = experiment.data.phases[0]
+        self.num_rows = phase.batch_size
         self.tokens_per_step = phase.batch_size * phase.sequence_length
-        self.meter = _Meter(model, program, experiment, self.tokens_per_step)
+        self.meter = Meter(model, program.mesh, experiment, self.tokens_per_step)
+        self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
+        place = directory / "checkpoints"
+        self.checkpoints = Checkpoints(
+            place, LocalStorage(place), model, experiment.checkpoint, console.note, lock.check
+        )
+        self.votes = processes.Votes(program.mesh)
+        self.profile = Profile(experiment.profile, directory)
+        self.asked = False
+        self.clean = 0
+        self.saved = 0
 
     def run(self) -> Run:
         """Every step that is left, then the end of the run."""
         state, start, attempt = self._state()
-        self.storage.write(CONFIG, dump(resolved(self.experiment)).encode())
-        environment.record(self.storage, attempt, self.program.mesh)
-        self.events = EventLog(self.directory)
-        self.metrics = JsonLines(self.directory / METRICS)
-        self.attempt = attempt
-        facts = self.events.write("resumed" if start else "started", attempt=attempt, step=start, **self._facts())
-        self.console.start(facts)
+        config = resolved(self.experiment)
+        if processes.is_first():
+            storage = LocalStorage(self.directory)
+            storage.write(CONFIG, dump(config).encode())
+            environment.record(storage, attempt, self.program.mesh)
+        self.records = Records(self.directory, attempt, self.experiment.log, config, self.console.note)
+        self.console.start(self.records.event("resumed" if start else "started", start, **self._facts()))
         began = time.monotonic()
         record, step = {}, start
         for step, state, record in self._steps(state, start):  # noqa: B007, B020
-            if self._due(step, self.experiment.evaluation.interval) and step < self.num_steps:
+            self._settle(step)
+            if step < self.num_steps and self._due(step, self.experiment.evaluation.interval):
                 self._evaluate(state, step)
-            if self._due(step, self.experiment.checkpoint.interval) and step < self.num_steps:
+            if step < self.num_steps and self._due(step, self.experiment.checkpoint.interval):
                 self._save(state, step)
-            if self.stop.signal:
+            if self._is_asked():
                 break
+        if step > start and (step == self.num_steps or not self._due(step, self.experiment.checkpoint.interval)):
+            self._save(state, step)
         if step < self.num_steps:
-            return self._interrupted(state, step, record, saved=step == start)
+            return self._interrupted(step, record)
         return self._finish(state, step, record, time.monotonic() - began, already=start == self.num_steps)
 
     def _state(self) -> tuple[TrainState, int, int]:
         """The newest checkpoint's state, or a new one; the step to go on from, and this attempt's number."""
-        attempt = 0
-        if (self.directory / "events.jsonl").exists():
-            attempt = 1 + max((event["attempt"] for event in read_events(self.directory)), default=-1)
-        steps = self.checkpoints.steps()
-        if not steps:
+        attempt = processes.on_first(self._next_attempt)
+        found = self.checkpoints.restore(self.program.abstract_state())
+        if found is None:
             return self.program.init(jax.random.key(self.experiment.run.seed)), 0, attempt
-        state, meta = self.checkpoints.restore(steps[-1], self.program.abstract_state())
+        state, meta = found
+        self.saved = meta.step
+        if meta.extra.get("data") != self.store.digest and not self.force:
+            raise ValueError(
+                f"{self.directory}: the data are not those that the run was trained on up to step {meta.step}; "
+                "bring them back, use another run.name, or go on all the same with --force"
+            )
         if meta.step > self.num_steps:
             raise ValueError(
                 f"{self.directory} is at step {meta.step}, and data.phases ask for {self.num_steps}; "
@@ -145,29 +180,41 @@ class _Attempt:
             )
         return state, meta.step, attempt
 
+    def _next_attempt(self) -> int:
+        """A number above those of all events and checkpoints."""
+        events = read_events(self.directory) if (self.directory / "events.jsonl").exists() else []
+        return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
+
     def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
         """Dispatch each step, then read and log the one before: yields the steps done, the state, the last record."""
-        pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+        pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
         record: dict[str, Any] = {}
-        feed = self.batches.iterate(start)
-        clock = time.perf_counter()
+        feed = self.batches.iterate(start, self.program.rows(self.num_rows))
+        clock, seconds = time.perf_counter(), 0.0
         for step in range(start, self.num_steps):
-            asked = time.perf_counter()
+            self.profile.before(step)
+            waited = time.perf_counter()
             batch = next(feed)
-            waited = time.perf_counter() - asked
-            facts = {"data_seconds": waited, "data_cursor": self.batches.cursor(step), "batch_digest": digest(batch)}
-            state, metrics = self.program.step(state, self.program.put(batch))
+            waited = time.perf_counter() - waited
+            state, metrics = self.program.step(state, self.program.put(batch, self.num_rows))
+            self.stop.at_once = False  # from here on there is something to save
+            ballot = self.votes.cast(self.stop.asked, seconds, waited)
             if pending is not None:
                 record = self._log(*pending)
             now = time.perf_counter()
-            pending, clock = (step + 1, metrics, facts | {"step_seconds": now - clock}), now
-            leaving = self.stop.signal or step + 1 == self.num_steps
-            if leaving or self._looks_at(step + 1):
+            seconds, clock = now - clock, now
+            pending = (step + 1, metrics, ballot, {"step_seconds": seconds, "data_seconds": waited})
+            if self._is_asked() or step + 1 == self.num_steps or self._looks_at(step + 1):
                 record, pending = self._log(*pending), None
             yield step + 1, state, record
-            if self.stop.signal:
+            if self._is_asked():
                 break
+        self.profile.stop()
         feed.close()
+
+    def _is_asked(self) -> bool:
+        """Whether all processes are to stop here: alone by the signal itself, otherwise by the votes read last."""
+        return self.stop.asked if self.votes.alone else self.asked
 
     def _looks_at(self, step: int) -> bool:
         """Whether an evaluation or a checkpoint follows: their time must not count as the step's."""
@@ -178,143 +225,124 @@ class _Attempt:
     def _due(self, step: int, interval: int) -> bool:
         return bool(interval) and step % interval == 0
 
-    def _log(self, step: int, metrics: dict[str, jax.Array], facts: dict[str, Any]) -> dict[str, Any]:
-        """Read a step's metrics and write them down."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def _log(self, step: int, metrics: dict[str, jax.Array], ballot: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        """Read a step's metrics and votes, and write them down."""
+        values = jax.device_get(metrics)
+        digest = digests.text(values.pop("batch_digest"))
+        values = {name: float(value) for name, value in values.items()}
+        votes = self.votes.read(ballot)
+        self.asked |= bool(votes[:, 0].any())
         loss = values["loss"]
-        optimizer_step = int(values.pop("optimizer_step"))
+        self.clean = self.clean + 1 if not values["skipped"] and math.isfinite(loss) else 0
         record = {
-            "attempt": self.attempt,
+            "attempt": self.records.attempt,
             "step": step,
-            "optimizer_step": optimizer_step,
+            "optimizer_step": int(values.pop("optimizer_step")),
             **values,
             "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
             "tokens_seen": step * self.tokens_per_step,
             **self.meter.read(facts["step_seconds"]),
             **facts,
+            "data_cursor": self.batches.cursor(step - 1),
+            "batch_digest": digest,
         }
+        if not self.votes.alone:
+            # The votes were cast with this step, so they tell of the one before.
+            slowest = int(votes[:, 2].argmax())
+            record |= {"slowest_process": slowest, "slowest_data_seconds": float(votes[slowest, 2])}
         if self._due(step, self.experiment.log.interval) or step == self.num_steps:
-            self.metrics.write(record)
+            self.records.step(record)
         self.console.step(record)
         return record
 
+    def _settle(self, step: int) -> None:
+        """Write down what became of saves, and which checkpoints clean training has followed."""
+        for outcome in self.checkpoints.poll():
+            if not outcome.error:
+                self.saved = outcome.step
+                self.records.event("saved", outcome.step, seconds=outcome.seconds, bytes=outcome.bytes)
+        after = self.experiment.checkpoint.good_after
+        if processes.is_first() and self.clean >= after and self._due(step, self.experiment.checkpoint.interval):
+            self.checkpoints.catalogue.mark_good(step, self.records.attempt, step - after)
+
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
-        """The held-out loss, written down and shown."""
-        held_out = Batches(self.store, self.experiment.data, "held_out")
-        number = self.experiment.evaluation.batches or held_out.num_batches
-        loss = tokens = 0.0
-        for index in range(min(number, held_out.num_batches)):
-            sums = self.program.evaluate(state.params, self.program.put(held_out.batch(held_out.cursor(index))))
-            loss, tokens = loss + float(sums["loss"]), tokens + float(sums["tokens"])
-        mean = loss / max(tokens, 1.0)
-        facts = {
-            "loss": mean,
-            "perplexity": math.exp(min(mean, 700.0)),
-            "bits_per_byte": self.store.manifest.bits_per_byte(mean),
-        }
-        event = self.events.write(
-            "evaluated", attempt=self.attempt, step=step, set="held_out", tokens=int(tokens), **facts
-        )
-        self.console.evaluated(event)
-        return facts
+        """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
+        whole: dict[str, Any] = {}
+        for facts in self.evaluation.measure(state.params, self._vote):
+            self.console.evaluated(self.records.event("evaluated", step, **facts))
+            whole = facts if facts["set"] == WHOLE else whole
+        return whole
+
+    def _vote(self) -> bool:
+        """Whether all processes are to stop in the midst of something, asked of all of them now."""
+        if not self.votes.alone:
+            self.asked |= bool(self.votes.read(self.votes.cast(self.stop.asked, 0.0, 0.0))[:, 0].any())
+        return self._is_asked()
 
     def _save(self, state: TrainState, step: int) -> None:
-        cursor = self.batches.cursor(step)
-        self.metrics.sync()
-        self.checkpoints.save(
-            state, Meta(step=step, attempt=self.attempt, data_cursor=cursor), self.experiment.checkpoint.keep
-        )
-        self.events.write("saved", attempt=self.attempt, step=step, data_cursor=cursor)
+        self.records.sync()
+        with suppress(OSError):  # a full disk stops no training; the saving itself says so
+            self.lock.check()
+        extra = {"data": self.store.digest}
+        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra)
 
-    def _interrupted(self, state: TrainState, step: int, record: dict[str, Any], saved: bool) -> Run:
-        """Save what there is and say how to go on."""
-        if not saved:
-            self._save(state, step)
-        self.events.write("preempted", attempt=self.attempt, step=step, signal=self.stop.signal)
-        self._close()
+    def _interrupted(self, step: int, record: dict[str, Any]) -> Run:
+        """Wait for the last checkpoint and say how to go on."""
+        self.checkpoints.wait()
+        self._settle(step)
+        self.records.event("preempted", step, signal=self.stop.signal)
+        self.records.close()
+        self.console.close()
+        by = self.stop.signal or "another process's signal"
+        saved = "saved" if self._is_saved(step) else f"not saved: the last checkpoint is of step {self.saved}"
         self.console.note(
-            f"Stopped by {self.stop.signal} after step {step} of {self.num_steps}"
-            + (", saved" if not saved or step else "")
-            + ": the same command goes on from there."
+            f"Stopped by {by} after step {step} of {self.num_steps}, {saved}; the same command goes on from there."
         )
-        return Run(self.directory, step, record, interrupted=True)
+        return Run(self.directory, step, record, interrupted=True, saved=self._is_saved(step))
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether a step has a checkpoint, as far as this process knows: process 0 alone hears of failures."""
+        return self.saved == step or not processes.is_first()
 
     def _finish(self, state: TrainState, step: int, record: dict[str, Any], seconds: float, already: bool) -> Run:
-        """Evaluate, save, write a sample and the report."""
-        if not already:
-            self._save(state, step)
-        facts: dict[str, Any] = {**self._evaluate(state, step), "seconds": seconds}
-        evaluation = self.experiment.evaluation
-        if evaluation.sample_tokens:
-            facts |= {"prompt": evaluation.sample_prompt, "sample": self._sample(state)}
-        self.events.write("finished", attempt=self.attempt, step=step, **facts)
-        self._close()
+        """Evaluate, write a sample and the report."""
+        whole = self._evaluate(state, step)
+        if not whole:
+            return self._interrupted(step, record)
+        facts = {**whole, "seconds": seconds, **self.evaluation.write_sample(state.params)}
+        self.checkpoints.wait()
+        self._settle(step)
+        self.records.event("finished", step, **{name: value for name, value in facts.items() if name != "set"})
+        self.records.close()
         report = self.directory / REPORT
-        write_report([self.directory], report)
+        if processes.is_first():
+            write_report([self.directory], report)
         self.console.finish(facts | {"report": report, "unigram_entropy": self.store.manifest.unigram_entropy})
         if already:
             self.console.note(
                 f"The run was already at its last step, {step}; raise data.phases.0.steps to go on with it."
             )
             record = (read_metrics(self.directory) or [{}])[-1]
-        return Run(self.directory, step, record)
-
-    def _sample(self, state: TrainState) -> str:
-        evaluation, tokenizer = self.experiment.evaluation, self.store.tokenizer
-        prompt = [tokenizer.eos_id, *tokenizer.encode(evaluation.sample_prompt)]
-        ids = sample(
-            self.program.decoder,
-            state.params,
-            [int(one) for one in prompt],
-            evaluation.sample_tokens,
-            evaluation.sample_temperature,
-            jax.random.key(self.experiment.run.seed),
-            tokenizer.vocab_size,
-            self.experiment.data.phases[0].sequence_length,
-        )
-        return tokenizer.decode(one for one in ids if one != tokenizer.eos_id)
-
-    def _close(self) -> None:
-        self.metrics.close()
-        self.events.close()
+        if not self._is_saved(step):
+            self.console.note(f"The last step is not saved: the last checkpoint is of step {self.saved}.")
+        return Run(self.directory, step, record, saved=self._is_saved(step))
 
     def _facts(self) -> dict[str, Any]:
         """What the first event says of the run."""
-        device = self.program.mesh.devices.flat[0]
-        number = self.program.mesh.devices.size
-        facts = {
+        device, number = self.program.mesh.devices.flat[0], self.program.mesh.devices.size
+        return {
             "name": self.experiment.run.name,
             "parameters": parameters(self.model).total,
             "devices": f"{number} x {device.device_kind}" if number > 1 else device.device_kind,
+            "processes": jax.process_count(),
             "mesh": {axis: size for axis, size in self.program.mesh.shape.items() if size > 1},
             "steps": self.num_steps,
             "tokens": self.num_steps * self.tokens_per_step,
             "unigram_entropy": self.store.manifest.unigram_entropy,
             "store_digest": self.store.digest,
             "directory": str(self.directory),
+            **self.meter.facts,
         }
-        return facts | ({"mfu_convention": f"{MFU_CONVENTION}: {MFU_CONVENTION.formula}"} if self.meter.peak else {})
-
-
-class _Meter:
-    """Turns the seconds of a step into throughput."""
-
-    def __init__(self, model: ModelConfig, program: Program, experiment: Experiment, tokens: int) -> None:
-        self._tokens = tokens
-        self._devices = program.mesh.devices.flatten().tolist()
-        length = experiment.data.phases[0].sequence_length
-        self._flops = flops_per_token(model, length, MFU_CONVENTION)
-        chip = find_chip(self._devices[0].device_kind)
-        self.peak = chip.device_flops_per_second(experiment.train.precision.compute) if chip else None
-
-    def read(self, seconds: float) -> dict[str, float]:
-        """tokens_per_second, tflops_per_device, mfu where the peak is known, and the peak of memory."""
-        speed = self._tokens / seconds
-        per_device = speed * self._flops / len(self._devices)
-        values = {"tokens_per_second": speed, "tflops_per_device": per_device / 1e12}
-        if self.peak:
-            values["mfu"] = per_device / self.peak
-        return values | {"memory_bytes": environment.peak_memory(self._devices)}
 
 
 def _check_run(directory: Path, experiment: Experiment, force: bool) -> None:
@@ -339,26 +367,3 @@ def _progress(console: Console) -> Any:
             console.note(f"data: {what}")
 
     return progress
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks the run to end after its step; a second one ends it at once."""
-    stop = _Stop()
-    previous: dict[int, Any] = {}
-
-    def ask(number: int, _: object) -> None:
-        stop.signal = signal.Signals(number).name
-        for one, handler in previous.items():
-            signal.signal(one, handler)
-
-    try:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            previous[one] = signal.signal(one, ask)
-    except ValueError:  # not the main thread: the caller handles signals
-        previous.clear()
-    try:
-        yield stop
-    finally:
-        for one, handler in previous.items():
-            signal.signal(one, handler)

@@ -29,6 +29,7 @@ step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `ste
 Every fact is optional to the readers.
 """
 
+import collections
 import json
 import logging
 import math
@@ -59,20 +60,46 @@ _log = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """A file that grows by one JSON object a line; made, with its directory, if absent, and repaired if torn."""
+    """A file that grows by one JSON object a line; made, with its directory, if absent, and repaired if torn.
+
+    A disk that is full stops nothing: lines wait in memory, the newest 65,536 of them, and follow when there is room.
+    """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._waiting: collections.deque[bytes] = collections.deque(maxlen=_BLOCK)
+        self._failing = False
         _cut_unfinished_line(self._descriptor)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record. Values: numbers, texts, lists and mappings of them, NumPy or JAX arrays."""
         line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
         # A lone surrogate has no UTF-8; its backslash form happens to be JSON's own escape.
-        rest = line.encode("utf-8", "backslashreplace")
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        self._waiting.append(line.encode("utf-8", "backslashreplace"))
+        try:
+            while self._waiting:
+                self._append(self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            if not self._failing:
+                _log.warning("%s: %s; what belongs there waits in memory", self._path, error.strerror)
+            self._failing = True
+        else:
+            if self._failing:
+                _log.warning("%s can be written again, and what waited is there", self._path)
+            self._failing = False
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._descriptor).st_size
+        rest = line
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            os.ftruncate(self._descriptor, size)  # no torn line in the middle
+            raise
 
     def sync(self) -> None:
         """Return when what was written would survive a loss of power."""

@@ -19,7 +19,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -117,6 +117,7 @@ def join() -> None:
     place = find(os.environ)
     if place is not None and place.num_processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
         jax.distributed.initialize(
             place.coordinator,
             place.num_processes,
@@ -155,11 +156,29 @@ def agree(facts: Mapping[str, str]) -> None:
             )
 
 
-def first_s(value: int) -> int:
-    """Process 0's value, in every process; also a meeting point."""
+def on_first(do: Callable[[], int]) -> int:
+    """Let process 0 do something, and all others wait for it.
+
+    Args:
+        do: returns a number that all processes get.
+
+    Raises:
+        ValueError: process 0's in process 0; one that points there in the others.
+    """
     if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+        return do()
+    value, error = 0, None
+    if is_first():
+        try:
+            value = do()
+        except Exception as caught:  # the others must not wait for ever
+            error = caught
+    failed, value = multihost_utils.broadcast_one_to_all(np.asarray([error is not None, value], np.int32)).tolist()
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError("process 0 could not start; see what it says")
+    return value
 
 
 class Votes:
@@ -167,11 +186,14 @@ class Votes:
 
     Args:
         mesh: of the run; all processes own devices of it.
+
+    Attributes:
+        alone: whether this is the only process.
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._alone = jax.process_count() == 1
-        if self._alone:
+        self.alone = jax.process_count() == 1
+        if self.alone:
             return
         self._devices = mesh.devices.flatten().tolist()
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -183,11 +205,11 @@ class Votes:
     def cast(self, *numbers: float) -> Any:
         """Give this process's numbers; every process must, equally often and equally many."""
         mine = np.asarray(numbers, np.float32)
-        if self._alone:
+        if self.alone:
             return mine[None]
         shape = (len(self._devices), len(numbers))
         return self._count(jax.make_array_from_callback(shape, self._sharding, lambda _: mine[None]))
 
     def read(self, ballot: Any) -> np.ndarray:
         """What was cast: float32[processes, numbers]."""
-        return ballot if self._alone else np.asarray(jax.device_get(ballot))[self._rows]
+        return ballot if self.alone else np.asarray(jax.device_get(ballot))[self._rows]

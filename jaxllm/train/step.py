@@ -7,6 +7,7 @@ stay, `step` counts on. With float16 compute it also halves the loss scale (Mici
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from jaxllm.config import LossScaleConfig, TrainConfig
 from jaxllm.layers.param import Tree, tree_map
 from jaxllm.models.decoder import Decoder, declarations
+from jaxllm.train.digests import digest
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.loss_scale import next_loss_scale
 from jaxllm.train.objectives import Batch, Sums, pretrain
@@ -34,7 +36,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step of pretraining.
 
-    The metrics are scalars: loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
+    The metrics are scalars, but for the first: batch_digest (uint32[2], which tokens were trained on, and where in the
+    batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
     clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step (accepted
     updates so far) and loss_scale.
     """
@@ -77,6 +80,7 @@ def make_train_step(
         if recipe.compute == "float16":
             state = dataclasses.replace(state, loss_scale=next_loss_scale(loss_scale, state.loss_scale, finite))
         metrics = {
+            "batch_digest": _batch_digest(batch),
             "loss": sums.loss,
             "z_loss": sums.z_loss,
             "tokens": num_tokens,
@@ -91,6 +95,12 @@ def make_train_step(
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     return step
+
+
+def _batch_digest(batch: Batch) -> jax.Array:
+    """uint32[2] of all arrays of a batch; odd factors tell them apart."""
+    parts = (jnp.uint32(2 * index + 1) * digest(batch[name]) for index, name in enumerate(sorted(batch)))
+    return functools.reduce(jnp.add, parts)
 
 
 def make_eval_step(decoder: Decoder, config: TrainConfig) -> Callable[[Tree, Batch], Metrics]:

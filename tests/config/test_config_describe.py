@@ -57,7 +57,7 @@ def test_all_sections_are_described_and_none_twice():
 
 
 def test_a_part_of_the_help():
-    assert [row.name for row in describe("log")] == ["log", "log.interval"]
+    assert [row.name for row in describe("log")] == ["log", "log.interval", "log.all_processes", "log.loggers"]
     assert {row.name.split(".")[0] for row in describe("data")} == {"data"}  # not mesh.data
     assert describe("data.phases.0") == describe("data.phases.N")
     assert [row.name for row in describe("batch_size")] == ["data.phases.N.batch_size"]

@@ -39,8 +39,8 @@ def sentence(*arguments, **keywords) -> str:
             'optim.optimizer.momentum = 0.9: unknown field of type "adamw"; '
             'it belongs to optim.optimizer.type = "muon"',
         ),
-        ({"log.x": 1}, "log.x = 1: unknown field; log has interval"),
-        ({"log": {"a\nb": 1}}, 'log."a\\nb" = 1: unknown field; log has interval'),
+        ({"log.x": 1}, "log.x = 1: unknown field; log has interval, all_processes, loggers"),
+        ({"log": {"a\nb": 1}}, 'log."a\\nb" = 1: unknown field; log has interval, all_processes, loggers'),
         (
             {"train.remat": "é\u2028\x7f"},
             'train.remat = "é\\u2028\\u007f": expected one of "block", "dots", "none", "offload"',
@@ -71,7 +71,7 @@ def sentence(*arguments, **keywords) -> str:
             "run.name = 2024-01-02: expected text, got a date; put it in quotes",
         ),
         ({"run.name": None}, "run.name = None: expected text, got nothing"),
-        ({"log": 5}, "log = 5: expected a section ([log] with interval), got a whole number"),
+        ({"log": 5}, "log = 5: expected a section ([log] with interval, all_processes, loggers), got a whole number"),
         ({"data.phases": [5]}, "data.phases.0 = 5: expected a section, got a whole number"),
         (
             {"data.phases": {"steps": 5}},
@@ -82,6 +82,10 @@ def sentence(*arguments, **keywords) -> str:
             {"model.attention.rope.scaling": "linear"},
             'model.attention.rope.scaling = "linear": expected a section or "none" '
             "([model.attention.rope.scaling] with type), got text",
+        ),
+        (
+            {"log.loggers": "wandb"},
+            'log.loggers = "wandb": expected a list of "swanlab", "tensorboard", "wandb", got text',
         ),
         # choices
         (

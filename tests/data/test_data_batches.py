@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import DataConfig, PhaseConfig
-from jaxllm.data.batches import Batches, digest
+from jaxllm.data.batches import Batches
 from jaxllm.data.packing import make_bin
 from jaxllm.data.split import SplitName
 from jaxllm.data.store import Store
@@ -172,17 +172,3 @@ def test_a_corpus_smaller_than_a_batch_is_refused(store):
         f"data.phases.0.batch_size = {bins + 1}: the training split has {tokens:,} tokens, {bins} samples of 64: "
         "add text, or lower batch_size or sequence_length"
     )
-
-
-def test_the_digest_tells_tokens_and_weights(store, config):
-    batches = Batches(store, config)
-    batch = batches.batch(0)
-    first = digest(batch)
-    assert len(first) == 16
-    assert int(first, 16) >= 0
-    assert digest(batches.batch(0)) == first
-    assert digest(batches.batch(4)) != first
-    for name in ("tokens", "weights"):
-        changed = batch | {name: batch[name].copy()}
-        changed[name][3, 5] += 1
-        assert digest(changed) != first

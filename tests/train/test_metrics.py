@@ -1,8 +1,10 @@
 """metrics.jsonl and events.jsonl: what is written comes back, whatever happened to the process in between."""
 
+import errno
 import json
 import logging
 import math
+import os
 import random
 import struct
 
@@ -163,3 +165,30 @@ def test_an_evaluation_counts_before_its_attempt_logs_a_step(tmp_path):
     log.write("evaluated", attempt=2, step=2, loss=3.0)
     log.close()
     assert [event["loss"] for event in evaluations(read_metrics(tmp_path), read_events(tmp_path))] == [3.0]
+
+
+def test_a_full_disk_keeps_lines_waiting_and_tears_none(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "metrics.jsonl"
+    write, room = os.write, [10_000]
+
+    def narrow(descriptor, data):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(descriptor, bytes(data)[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr("os.write", narrow)
+    with JsonLines(path) as lines:
+        lines.write({"step": 1})
+        room[0] = 4  # the next line begins, and cannot end
+        lines.write({"step": 2})
+        lines.write({"step": 3})
+        assert path.read_text() == '{"step": 1}\n'
+        room[0] = 10_000
+        lines.write({"step": 4})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    assert [record.message.split(": ")[-1] for record in caplog.records] == [
+        "No space left on device; what belongs there waits in memory",
+        f"{path} can be written again, and what waited is there",
+    ]

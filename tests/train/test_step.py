@@ -10,6 +10,7 @@ import tiny
 
 from jaxllm.config import AdamW, Constant, LossConfig, LossScaleConfig, MeshConfig, OptimConfig, PrecisionConfig
 from jaxllm.layers.param import leaves
+from jaxllm.train.digests import text
 
 PEAK, DECAY = 0.02, 0.2
 OPTIM = OptimConfig(learning_rate=PEAK, schedule=Constant(warmup_steps=4), optimizer=AdamW(weight_decay=DECAY))
@@ -43,7 +44,8 @@ class Run:
         """The next state, and the metrics as numbers."""
         with jax.set_mesh(self.program.mesh):
             state, metrics = self._step(state, self.program.put(batch or tiny.make_batch()))
-        return state, {name: float(value) for name, value in metrics.items()}
+        digest = text(metrics.pop("batch_digest"))
+        return state, {"batch_digest": digest, **{name: float(value) for name, value in metrics.items()}}
 
     def evaluate(self, params):
         with jax.set_mesh(self.program.mesh):

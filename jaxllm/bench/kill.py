@@ -1,0 +1,221 @@
+"""A run that is killed again and again, against one that is not: `jaxllm bench kill`.
+
+Both train the same experiment in processes of their own. One is never disturbed; the other is killed with SIGKILL at
+random moments of its start and its training, and, for a part of the kills, in the midst of writing a checkpoint, and
+started again each time. In the end every step's loss, of its last attempt, must have the same bits in both, and a kill
+may cost at most the steps of two intervals between checkpoints: those since the last one, and those of a write in
+flight.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config import Experiment
+from jaxllm.train.metrics import METRICS, read_events, read_metrics
+
+_POLL = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kill:
+    """When a kill came.
+
+    Attributes:
+        step: the last step logged before it.
+        writing: whether a checkpoint was being written.
+    """
+
+    step: int
+    writing: bool
+
+
+class Runner:
+    """Starts `jaxllm train` with a config and overrides, in one process or several on loopback.
+
+    Args:
+        arguments: of `jaxllm train`.
+        num_processes: of the run.
+        num_devices: simulated CPU devices of each; 0 leaves the devices as they are.
+        cache: directory of compiled programs, so that only the first start compiles.
+    """
+
+    def __init__(self, arguments: Sequence[str], num_processes: int, num_devices: int, cache: Path) -> None:
+        self._arguments, self._num_processes = arguments, num_processes
+        self._environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        if num_devices:
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+            self._environment |= {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+
+    def start(self, directory: Path) -> list[subprocess.Popen[bytes]]:
+        """The run's processes."""
+        command = [sys.executable, "-m", "jaxllm", "train", *self._arguments, "--run.directory", str(directory)]
+        together = {}
+        if self._num_processes > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            together = {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(self._num_processes),
+            }
+        return [
+            subprocess.Popen(
+                command,
+                env=self._environment | together | ({"JAX_PROCESS_ID": str(index)} if together else {}),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            for index in range(self._num_processes)
+        ]
+
+
+def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for a run's end.
+
+    Raises:
+        ValueError: it failed, with the last line it wrote.
+    """
+    for process in processes:
+        _, errors = process.communicate()
+        if process.returncode:
+            for other in processes:
+                other.kill()
+            *_, last = [b"it said nothing", *errors.splitlines()]
+            raise ValueError(f"the run ended with {process.returncode}: {last.decode(errors='replace')}")
+
+
+def measure(
+    experiment: Experiment,
+    arguments: Sequence[str],
+    num_kills: int = 30,
+    num_in_write: int = 10,
+    num_processes: int = 1,
+    num_devices: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Kill a run and compare.
+
+    Args:
+        experiment: what the arguments load to.
+        arguments: of `jaxllm train`: the config and overrides.
+        num_kills: in all.
+        num_in_write: of them, in the midst of a checkpoint's write.
+        num_processes: of the run, on this machine.
+        num_devices: simulated devices of each process; 0 leaves the devices as they are.
+        seed: of the moments.
+
+    Returns:
+        kills, in_write (as it came), resumed (starts that went on from a checkpoint), steps, differing (steps whose
+        losses differ), most_lost (steps), bound.
+
+    Raises:
+        ValueError: the experiment saves no checkpoints, or an undisturbed run fails.
+    """
+    interval, num_steps = experiment.checkpoint.interval, experiment.data.num_steps
+    if not 0 < interval < num_steps:
+        raise ValueError(f"checkpoint.interval = {interval}: use one below the run's {num_steps} steps")
+    draw = random.Random(seed)
+    in_write = set(draw.sample(range(num_kills), min(num_in_write, num_kills)))
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        runner = Runner(arguments, num_processes, num_devices, root / "compiled")
+        began = time.monotonic()
+        finish(runner.start(root / "whole"))
+        usual = time.monotonic() - began
+        kills, broken = [], root / "broken"
+        for index in range(num_kills):
+            low, high = (num_steps * (index + more) // (num_kills + 1) for more in (0, 1))
+            kills.append(_kill(runner, broken, draw, index in in_write, usual, low, high))
+        finish(runner.start(broken))
+        whole, again = (_losses(directory) for directory in (root / "whole", broken))
+        starts = [event["step"] for event in read_events(broken) if event["event"] in ("started", "resumed")]
+        return {
+            "kills": len(kills),
+            "in_write": sum(kill.writing for kill in kills),
+            "resumed": sum(step > 0 for step in starts),
+            "processes": num_processes,
+            "steps": len(whole),
+            "differing": sum(whole[step] != again.get(step) for step in whole) + len(again.keys() - whole.keys()),
+            "most_lost": _most_lost(broken),
+            "bound": 2 * interval,
+        }
+
+
+def _kill(
+    runner: Runner, directory: Path, draw: random.Random, in_write: bool, usual: float, low: int, high: int
+) -> _Kill:
+    """Start, and kill: at a random moment, at the latest when a step is reached, or in a write behind another step."""
+    processes = runner.start(directory)
+    end = time.monotonic() + draw.uniform(0.1, usual)
+    while all(process.poll() is None for process in processes):
+        if in_write:
+            if _is_writing(directory) and _last_step(directory) >= low and draw.random() < 0.2:
+                break
+        elif time.monotonic() > end or _last_step(directory) >= high:
+            break
+        time.sleep(_POLL)
+    writing = _is_writing(directory)
+    first = draw.choice(processes)
+    first.kill()  # one process alone dies at first, as one machine does
+    time.sleep(draw.uniform(0.0, 0.3))
+    for process in processes:
+        process.kill()
+        process.communicate()
+    return _Kill(_last_step(directory), writing)
+
+
+def _is_writing(directory: Path) -> bool:
+    """Whether a checkpoint lies there that is not committed yet."""
+    try:
+        places = [place for place in (directory / "checkpoints").iterdir() if place.is_dir()]
+    except FileNotFoundError:
+        return False
+    return any(not (place / "meta.json").exists() for place in places)
+
+
+def _last_step(directory: Path) -> int:
+    """The step of the last whole line of metrics.jsonl; 0 without one."""
+    try:
+        return int(read_metrics(directory)[-1]["step"]) if (directory / METRICS).stat().st_size else 0
+    except (FileNotFoundError, IndexError):
+        return 0
+
+
+def _losses(directory: Path) -> dict[int, str]:
+    return {record["step"]: float(record["loss"]).hex() for record in read_metrics(directory)}
+
+
+def _most_lost(directory: Path) -> int:
+    """The largest number of steps that an attempt had to do again."""
+    lines = [json.loads(line) for line in (directory / METRICS).read_bytes().splitlines()]
+    last, lost = {}, 0
+    for line in lines:
+        attempt, step = line["attempt"], line["step"]
+        if attempt not in last and last:
+            lost = max(lost, max(last.values()) - (step - 1))
+        last[attempt] = step
+    return lost
+
+
+def text(result: dict[str, Any]) -> str:
+    """A measurement as lines for people."""
+    same = "bit for bit the same" if not result["differing"] else f"{result['differing']} of them DIFFERENT"
+    return (
+        f"{result['kills']} kills, {result['in_write']} of them in the midst of a write, "
+        f"{result['processes']} processes; {result['resumed']} starts went on from a checkpoint\n"
+        f"losses      {result['steps']} steps, {same}\n"
+        f"lost        at most {result['most_lost']} steps a kill, bound {result['bound']}"
+    )

@@ -1,0 +1,47 @@
+"""From the seconds of a step to what people compare: tokens per second, TFLOP/s, MFU, memory."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxllm.config import Experiment, ModelConfig
+from jaxllm.roofline.hardware import find_chip
+from jaxllm.roofline.transformer import Convention, flops_per_token
+from jaxllm.train import environment
+
+CONVENTION = Convention.TORCHTITAN
+
+
+class Meter:
+    """Reads the throughput of a run's steps.
+
+    Args:
+        model: counted.
+        mesh: whose devices work.
+        experiment: sequence length and dtype.
+        tokens: of a step.
+    """
+
+    def __init__(self, model: ModelConfig, mesh: Mesh, experiment: Experiment, tokens: int) -> None:
+        self._tokens = tokens
+        devices = mesh.devices.flatten().tolist()
+        self._num_devices = len(devices)
+        self._local = [device for device in devices if device.process_index == jax.process_index()]
+        self._flops = flops_per_token(model, experiment.data.phases[0].sequence_length, CONVENTION)
+        chip = find_chip(devices[0].device_kind)
+        self._peak = chip.device_flops_per_second(experiment.train.precision.compute) if chip else None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The convention of mfu, where there is one."""
+        return {"mfu_convention": f"{CONVENTION}: {CONVENTION.formula}"} if self._peak else {}
+
+    def read(self, seconds: float) -> dict[str, Any]:
+        """tokens_per_second, tflops_per_device, mfu where the peak is known, and this process's peak of memory."""
+        speed = self._tokens / seconds
+        per_device = speed * self._flops / self._num_devices
+        values = {"tokens_per_second": speed, "tflops_per_device": per_device / 1e12}
+        if self._peak:
+            values["mfu"] = per_device / self._peak
+        return values | {"memory_bytes": environment.peak_memory(self._local)}

@@ -1,0 +1,92 @@
+"""From a step of a run back to the documents that it trained on."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.config import load
+from jaxllm.data.batches import Batches
+from jaxllm.data.store import open_store
+from jaxllm.train import digests
+from jaxllm.train.metrics import METRICS, read_metrics
+
+
+def where(directory: Path, step: int) -> dict[str, Any]:
+    """What a step's batch was made of.
+
+    Args:
+        directory: of the run.
+        step: as metrics.jsonl counts, from 1.
+
+    Returns:
+        step, cursor (the batch's first sample), digest, logged (whether the run logged this very digest for the step;
+        None where the step has no record) and rows: sample, source, bin, and its documents, each with the range of its
+        tokens that the row holds, the end not included.
+
+    Raises:
+        ValueError: the directory holds no run, or the run has no such step.
+    """
+    config = directory / "config.toml"
+    if not config.exists():
+        raise ValueError(f"{directory} holds no run: it has no config.toml; name a directory such as runs/quickstart")
+    data = load(config).data
+    records = {record["step"]: record for record in read_metrics(directory)} if (directory / METRICS).exists() else {}
+    if not 1 <= step <= data.num_steps:
+        raise ValueError(f"step {step}: the run has steps 1 to {data.num_steps}")
+    store = open_store(data)
+    batches = Batches(store, data)
+    record = records.get(step)
+    cursor = int(record["data_cursor"]) if record else batches.cursor(step - 1)
+    batch = batches.batch(cursor)
+    digest = _digest(batch)
+    streams = store.streams("train")
+    rows, touched = [], defaultdict[int, set[int]](set)
+    for index in range(len(batch["tokens"])):
+        place = batches.locate(cursor + index)
+        length = batch["tokens"].shape[1]
+        pieces = list(_pieces(streams[place.source].offsets, place.bin * length, (place.bin + 1) * length))
+        touched[place.source] |= {document for document, _, _ in pieces}
+        rows.append((cursor + index, place, pieces))
+    names = {source: store.identifiers("train", source, documents) for source, documents in touched.items()}
+    described = [
+        {
+            "sample": sample,
+            "source": store.manifest.sources[place.source].name,
+            "bin": place.bin,
+            "documents": [{"document": names[place.source][number], "tokens": span} for number, *span in pieces],
+        }
+        for sample, place, pieces in rows
+    ]
+    logged = record["batch_digest"] == digest if record else None
+    return {"step": step, "cursor": cursor, "digest": digest, "logged": logged, "rows": described}
+
+
+def _pieces(offsets: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Of each document that stream[start:stop] holds tokens of: its number, and the first and last of them, in it."""
+    document = int(np.searchsorted(offsets, np.uint64(start), side="right")) - 1
+    while document + 1 < len(offsets) and int(offsets[document]) < stop:
+        begin, end = int(offsets[document]), int(offsets[document + 1])
+        if end > begin:
+            yield document, max(start, begin) - begin, min(stop, end) - begin
+        document += 1
+
+
+def _digest(batch: dict[str, np.ndarray]) -> str:
+    """The digest that the step computes on the devices."""
+    parts = [(2 * index + 1) * digests.host_digest(batch[name]) for index, name in enumerate(sorted(batch))]
+    return digests.text(np.sum(parts, axis=0, dtype=np.uint32))
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same as lines for people."""
+    logged = {True: "as logged", False: "NOT what was logged: the data have changed", None: "the step was not logged"}
+    lines = [
+        f"step {found['step']}: samples from {found['cursor']}, digest {found['digest']}, {logged[found['logged']]}"
+    ]
+    for row in found["rows"]:
+        lines.append(f"sample {row['sample']}  {row['source']}, bin {row['bin']}")
+        lines += [f"    {one['document']}  tokens {one['tokens'][0]} to {one['tokens'][1]}" for one in row["documents"]]
+    return "\n".join(lines)
