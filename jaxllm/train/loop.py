@@ -86,7 +86,6 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
 
         def begin() -> int:
             _check_run(directory, experiment, force)
-            lock.acquire(console.note)
             open_store(experiment.data, _progress(console))
             return 0
 
@@ -95,8 +94,15 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.agree({"the data": store.digest})
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
         program = assemble(experiment, model)
+        batches = Batches(store, experiment.data)
+
+        def take() -> int:
+            lock.acquire(console.note)
+            return 0
+
+        processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
-            return _Attempt(experiment, directory, model, store, program, console, stop, lock, force).run()
+            return _Attempt(experiment, directory, model, store, batches, program, console, stop, lock, force).run()
 
 
 class _Attempt:
@@ -108,6 +114,7 @@ class _Attempt:
         directory: Path,
         model: ModelConfig,
         store: Store,
+        batches: Batches,
         program: Program,
         console: Console,
         stop: Stop,
@@ -117,8 +124,7 @@ class _Attempt:
         self.experiment, self.directory, self.model, self.store = experiment, directory, model, store
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.force = force
-        self.batches = Batches(store, experiment.data)
-        self.num_steps = self.batches.num_steps
+        self.batches, self.num_steps = batches, batches.num_steps
         phase = experiment.data.phases[0]
         self.num_rows = phase.batch_size
         self.tokens_per_step = phase.batch_size * phase.sequence_length
@@ -131,8 +137,8 @@ class _Attempt:
         self.votes = processes.Votes(program.mesh)
         self.profile = Profile(experiment.profile, directory)
         self.asked = False
-        self.clean = 0
-        self.saved = 0
+        self.clean = self.saved = 0
+        self.clock = 0.0
 
     def run(self) -> Run:
         """Every step that is left, then the end of the run."""
@@ -187,23 +193,22 @@ class _Attempt:
 
     def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
         """Dispatch each step, then read and log the one before: yields the steps done, the state, the last record."""
-        pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
+        pending: tuple[int, dict[str, Any], Any, float] | None = None
         record: dict[str, Any] = {}
         feed = self.batches.iterate(start, self.program.rows(self.num_rows))
-        clock, seconds = time.perf_counter(), 0.0
         for step in range(start, self.num_steps):
+            if pending is None:
+                self.clock = time.perf_counter()  # what came between two steps, such as an evaluation, is no step's
             self.profile.before(step)
             waited = time.perf_counter()
             batch = next(feed)
             waited = time.perf_counter() - waited
             state, metrics = self.program.step(state, self.program.put(batch, self.num_rows))
             self.stop.at_once = False  # from here on there is something to save
-            ballot = self.votes.cast(self.stop.asked, seconds, waited)
+            ballot = self.votes.cast(self.stop.asked, record.get("step_seconds", 0.0), waited)
             if pending is not None:
                 record = self._log(*pending)
-            now = time.perf_counter()
-            seconds, clock = now - clock, now
-            pending = (step + 1, metrics, ballot, {"step_seconds": seconds, "data_seconds": waited})
+            pending = (step + 1, metrics, ballot, waited)
             if self._is_asked() or step + 1 == self.num_steps or self._looks_at(step + 1):
                 record, pending = self._log(*pending), None
             yield step + 1, state, record
@@ -225,9 +230,10 @@ class _Attempt:
     def _due(self, step: int, interval: int) -> bool:
         return bool(interval) and step % interval == 0
 
-    def _log(self, step: int, metrics: dict[str, jax.Array], ballot: Any, facts: dict[str, Any]) -> dict[str, Any]:
-        """Read a step's metrics and votes, and write them down."""
+    def _log(self, step: int, metrics: dict[str, jax.Array], ballot: Any, waited: float) -> dict[str, Any]:
+        """Read a step's metrics and votes, and write them down; its time is that since the step before was read."""
         values = jax.device_get(metrics)
+        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         digest = digests.text(values.pop("batch_digest"))
         values = {name: float(value) for name, value in values.items()}
         votes = self.votes.read(ballot)
@@ -241,8 +247,9 @@ class _Attempt:
             **values,
             "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
             "tokens_seen": step * self.tokens_per_step,
-            **self.meter.read(facts["step_seconds"]),
-            **facts,
+            **self.meter.read(seconds),
+            "step_seconds": seconds,
+            "data_seconds": waited,
             "data_cursor": self.batches.cursor(step - 1),
             "batch_digest": digest,
         }

@@ -70,7 +70,11 @@ def test_a_part_of_the_help():
     [
         ("mesg", "did you mean mesh?"),
         ("model.atention", "did you mean model.attention?"),
-        ("qqq", "the sections are schema_version, run, model, data, mesh, train, optim, evaluation, checkpoint, log"),
+        (
+            "qqq",
+            "the sections are schema_version, run, model, data, mesh, train, optim, evaluation, checkpoint, log, "
+            "profile",
+        ),
     ],
 )
 def test_an_unknown_section(section, fix):

@@ -124,7 +124,8 @@ def sentence(*arguments, **keywords) -> str:
         # missing
         (
             {"data.tokenizer.type": "huggingface"},
-            "data.tokenizer.path is missing: give text (the file, or the directory that holds it)",
+            "data.tokenizer.path is missing: give text (the file, or the directory that holds it; `hf://OWNER/NAME` is "
+            "fetched from the Hugging Face hub)",
         ),
         ({"model.preset": "x"}, 'model.preset = "x": there is no such preset; no presets are known here'),
     ],

@@ -44,7 +44,7 @@ class Run:
         """The next state, and the metrics as numbers."""
         with jax.set_mesh(self.program.mesh):
             state, metrics = self._step(state, self.program.put(batch or tiny.make_batch()))
-        digest = text(metrics.pop("batch_digest"))
+        digest = int(text(metrics.pop("batch_digest")), 16)
         return state, {"batch_digest": digest, **{name: float(value) for name, value in metrics.items()}}
 
     def evaluate(self, params):
@@ -233,3 +233,14 @@ def test_a_step_on_a_mesh_is_one_device_s(first):
     for name in ("mu", "nu"):
         found, wanted = (dict(leaves(getattr(kept.optimizer["adam"], name))) for kept in (after, first[1]))
         tiny.assert_close(found, wanted, 1e-5)
+
+
+def test_the_digest_tells_batches_apart(plain, first):
+    batch = tiny.make_batch()
+    for name in batch:
+        changed = batch | {name: batch[name].copy()}
+        changed[name][3, 5] += 1
+        _, metrics = plain.step(plain.init(), changed)
+        assert metrics["batch_digest"] != first[2]["batch_digest"], name
+    swapped = batch | {"tokens": batch["targets"], "targets": batch["tokens"]}
+    assert plain.step(plain.init(), swapped)[1]["batch_digest"] != first[2]["batch_digest"]

@@ -3,6 +3,8 @@
     runs      a run directory -> Run
     series    thinning, smoothing and ticks: the maths of a curve
     chart     curves -> HTML and SVG
+    frame     what all charts share; the chart of one quantity
+    pace      throughput, stalls, the slowest process
     charts    a run's or several runs' charts: what is drawn
     page      the whole report
     picture   the stand-alone SVG

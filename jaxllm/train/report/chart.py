@@ -5,6 +5,7 @@ ticks and labels are HTML placed in percent, so they stay legible on a phone and
 with round ends, since a stretched circle would be an ellipse.
 """
 
+import collections
 import math
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +18,7 @@ WIDTH, HEIGHT = 2000, 1000
 """Units of a drawing: two a pixel of a wide chart, so rounding to whole ones shows nowhere."""
 
 _FORMS = {"loss": figures.loss, "count": figures.count, "three_digits": figures.three_digits}
+_EVENTS = {"rolled_back": "rolled back", "saved": "checkpoint saved", "skipped": "update skipped"}
 _LABEL_ROWS = 3
 # More dots than this touch each other.
 _CROWD = 100
@@ -55,7 +57,8 @@ class Mark:
 
     Attributes:
         kind: the event's name.
-        label: what the line is called, on wide charts; empty for a short tick at the plot's edge.
+        label: what the line is called, on wide charts; empty for a short tick at the plot's edge: at the top for
+            skipped updates, at the bottom for saves.
     """
 
     x: float
@@ -97,6 +100,7 @@ def draw(chart: Chart) -> str:
     marks, num_rows = _mark_labels(chart) if chart.wide else ("", 0)
     svg = "".join([_grid(chart), _mark_lines(chart), _level_lines(chart), *(_curve(chart, c) for c in chart.curves)])
     labels = "".join([_y_labels(chart), _x_labels(chart), _level_labels(chart), marks])
+    events = _event_legend(chart) if chart.wide else ""
     notes = f'<p class="note">{escape(" ".join(chart.notes))}</p>' if chart.notes else ""
     name = escape(f"{chart.title}, {chart.unit}")
     num_dots = sum(len(curve.points) for curve in chart.curves if curve.kind == "dots")
@@ -107,7 +111,7 @@ def draw(chart: Chart) -> str:
         f'<span class="unit">{escape(chart.unit)}</span>{_legend(chart)}</figcaption>'
         f'<div class="frame" style="{rows}"><div class="plot" tabindex="0" aria-label="{name}">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{name}">{svg}</svg>'
-        f"{labels}</div></div>{notes}</figure>"
+        f"{labels}</div></div>{events}{notes}</figure>"
     )
 
 
@@ -228,6 +232,16 @@ def _mark_lines(chart: Chart) -> str:
         path = f"M{x} 0v{HEIGHT}" if mark.label else f"M{x} 0v30" if mark.kind == "skipped" else f"M{x} {HEIGHT}v-30"
         paths.setdefault(mark.kind, set()).add(path)
     return "".join(f'<path class="mark {kind}" d="{"".join(sorted(lines))}"/>' for kind, lines in paths.items())
+
+
+def _event_legend(chart: Chart) -> str:
+    """How each kind of event is drawn, and how many there are."""
+    counts = collections.Counter(mark.kind for mark in chart.marks)
+    items = "".join(
+        f'<li><i class="mark {kind}"></i>{_EVENTS.get(kind, kind)}{f", {num} times" if num > 1 else ""}</li>'
+        for kind, num in counts.items()
+    )
+    return f'<ul class="legend events">{items}</ul>' if items else ""
 
 
 def _mark_labels(chart: Chart) -> tuple[str, int]:

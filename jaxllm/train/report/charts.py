@@ -1,61 +1,42 @@
-"""Which charts a report has, and what each of them shows."""
+"""Which charts a report has, and what those of the loss show."""
 
 import dataclasses
 import math
-from typing import Any, Literal
 
 from jaxllm.train import figures
-from jaxllm.train.report.chart import Chart, Curve, Level, Mark
+from jaxllm.train.report import pace
+from jaxllm.train.report.chart import Chart, Curve, Level
+from jaxllm.train.report.frame import Quantity, colour_of, columns_of, marks, padded, plain, span, steps, tokens
 from jaxllm.train.report.runs import Run
 from jaxllm.train.report.series import Axis, Points, interpolate, quantile, smooth, thin
 
-NUM_COLOURS = 8
-"""Colours `run-0` to `run-7` of page.css; more runs use them again."""
-
-_COLUMNS = 1000
 _SMOOTHED_SHARE = 0.01
 _LATER_PART = 0.2
-_LABELS = {"resumed": "resumed", "spiked": "spiked", "rolled_back": "rolled back", "preempted": "preempted"}
-_TICKS = ("saved", "skipped")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Quantity:
-    """A field of metrics.jsonl that has a chart of its own."""
-
-    field: str
-    title: str
-    unit: str
-    form: Literal["count", "three_digits"] = "three_digits"
-    scale: float = 1.0
-    from_zero: bool = False
-    may_be_log: bool = False
-    note: str = ""
-
-
-_QUANTITIES = (
-    _Quantity("grad_norm", "Gradient norm", "over all parameters, before clipping", may_be_log=True),
-    _Quantity("learning_rate", "Learning rate", "of the schedule", from_zero=True),
-    _Quantity("tokens_per_second", "Throughput", "tokens per second, all devices", "count", from_zero=True),
-    _Quantity("memory_bytes", "Memory", "GiB at the peak, fullest device", scale=2.0**-30, from_zero=True),
+_SET_COLOURS = ("run-0", "run-2", "run-3", "run-4", "run-5", "run-6", "run-7")
+_TRAINING = (
+    Quantity("grad_norm", "Gradient norm", "over all parameters, before clipping", may_be_log=True),
+    Quantity("learning_rate", "Learning rate", "of the schedule", from_zero=True),
 )
+_MEMORY = Quantity("memory_bytes", "Memory", "GiB at the peak, fullest device", scale=2.0**-30, from_zero=True)
 
 
 def build(runs: list[Run]) -> list[Chart]:
     """The charts of one run, or of several laid over each other."""
-    span = Axis(*_span(runs))
-    curves = [_run_curves(runs, index, span) for index in range(len(runs))]
-    loss = _loss(runs, span, [curve for own in curves for curve in own])
+    whole = Axis(*span(runs))
+    curves = [_run_curves(runs, index, whole) for index in range(len(runs))]
+    loss = _loss(runs, whole, [curve for own in curves for curve in own])
     charts = [loss]
     later = [run for run in runs if len(run.records) >= 50]
     if later:
         charts.append(_later_loss(later, runs))
-    if len(runs) > 1 and not _tokens(runs) and all(run.points("tokens_seen") for run in runs):
+    if len(runs) > 1 and not tokens(runs) and all(run.points("tokens_seen") for run in runs):
         charts.append(_loss_by_tokens(runs, loss, curves))
-    for quantity in _QUANTITIES:
-        if any(run.points(quantity.field) for run in runs):
-            charts.append(_quantity(quantity, runs))
-    return charts
+    charts += _evaluations(runs, whole)
+    charts += [plain(quantity, runs) for quantity in _TRAINING if any(run.points(quantity.field) for run in runs)]
+    charts += pace.speed(runs)
+    if any(run.points(_MEMORY.field) for run in runs):
+        charts.append(plain(_MEMORY, runs))
+    return charts + pace.processes(runs)
 
 
 def smoothing_window(num_points: int) -> int:
@@ -89,24 +70,24 @@ def _loss(runs: list[Run], x: Axis, curves: list[Curve]) -> Chart:
         title="Loss",
         unit="nats per token",
         x=x,
-        y=_padded(bottom, top),
+        y=padded(bottom, top),
         curves=curves,
         form="loss",
         levels=baselines,
-        marks=_marks(runs),
+        marks=marks(runs),
         notes=_loss_notes(runs, top),
-        tokens=_tokens(runs),
+        tokens=tokens(runs),
         wide=True,
     )
 
 
 def _later_loss(later: list[Run], runs: list[Run]) -> Chart:
     """The part of the run where the loss moves little, on a scale that shows how."""
-    low, high = _span(later)
+    low, high = span(later)
     x = Axis(low + _LATER_PART * (high - low), high)
-    shown = [y for run in later for step, y in run.points("loss") if step >= x.low and math.isfinite(y)]
-    shown += [event["loss"] for run in later for event in run.held_out if event["step"] >= x.low]
-    shown = [y for y in shown if math.isfinite(y)] or [0.0, 1.0]
+    shown = [y for run in later for step, y in run.points("loss") if step >= x.low and math.isfinite(y)] or [0.0, 1.0]
+    held_out = [event["loss"] for run in later for event in run.held_out if event["step"] >= x.low]
+    held_out = [y for y in held_out if math.isfinite(y)]
     curves = [
         dataclasses.replace(curve, points=[point for point in curve.points if point[0] >= x.low])
         for index in range(len(runs))
@@ -117,12 +98,12 @@ def _later_loss(later: list[Run], runs: list[Run]) -> Chart:
         title=f"Loss, the last {100 * (1 - _LATER_PART):.0f} % of the steps",
         unit="nats per token",
         x=x,
-        y=_padded(quantile(shown, 0.005), quantile(shown, 0.995)),
+        y=padded(min([quantile(shown, 0.005), *held_out]), max([quantile(shown, 0.995), *held_out])),
         curves=[curve for curve in curves if curve.points],
         form="loss",
-        marks=[mark for mark in _marks(runs) if mark.x >= x.low],
-        notes=["The farthest 1 % of the points may lie outside."],
-        tokens=_tokens(runs),
+        marks=[mark for mark in marks(runs) if mark.x >= x.low],
+        notes=["The farthest 1 % of the training points may lie outside."],
+        tokens=tokens(runs),
         wide=True,
     )
 
@@ -139,10 +120,58 @@ def _loss_by_tokens(runs: list[Run], loss: Chart, curves: list[list[Curve]]) -> 
     return dataclasses.replace(loss, key="tokens", title="Loss by tokens", x=x, x_unit="tokens", curves=moved, notes=[])
 
 
+def _evaluations(runs: list[Run], x: Axis) -> list[Chart]:
+    """A run's evaluation sets in one chart, or each set of several runs in one; none where there is one set only."""
+    sets = {event.get("set", "held_out"): None for run in runs for event in run.evaluations}
+    if len(sets) < 2:
+        return []
+    points = {
+        (name, index): [(e["step"], e["loss"]) for e in run.evaluations if e.get("set", "held_out") == name]
+        for name in sets
+        for index, run in enumerate(runs)
+    }
+    if len(runs) == 1:
+        parts = [name for name in sets if name != "held_out"]
+        colours = {name: _SET_COLOURS[index % len(_SET_COLOURS)] for index, name in enumerate(parts)}
+        curves = [
+            curve
+            for name in sets
+            for curve in _dotted("all together" if name == "held_out" else name, points[name, 0], colours.get(name))
+        ]
+        return [_evaluation(runs, x, "evaluation", "Evaluation sets", curves)]
+    return [
+        _evaluation(runs, x, f"evaluation-{number}", f"Evaluation on {name}", curves)
+        for number, name in enumerate(name for name in sets if name != "held_out")
+        if (curves := [c for i, run in enumerate(runs) for c in _dotted(run.name, points[name, i], colour_of(i))])
+    ]
+
+
+def _dotted(label: str, points: Points, colour: str | None) -> list[Curve]:
+    """A line through dots."""
+    colour = colour or "held-out"
+    return [Curve(label, points, colour), Curve("", points, colour, "dots")] if points else []
+
+
+def _evaluation(runs: list[Run], x: Axis, key: str, title: str, curves: list[Curve]) -> Chart:
+    losses = [y for curve in curves for _, y in curve.points if math.isfinite(y)] or [0.0, 1.0]
+    return Chart(
+        key=key,
+        title=title,
+        unit="nats per token",
+        x=x,
+        y=padded(min(losses), max(losses)),
+        curves=curves,
+        form="loss",
+        marks=[mark for mark in marks(runs) if mark.label],
+        tokens=tokens(runs),
+        wide=len(runs) == 1,
+    )
+
+
 def _run_curves(runs: list[Run], index: int, x: Axis) -> list[Curve]:
     """One run's losses: every point faintly, a smoothed line over them, and the held-out points."""
-    run, alone, columns = runs[index], len(runs) == 1, _columns(len(runs))
-    colour = f"run-{index % NUM_COLOURS}"
+    run, alone, columns = runs[index], len(runs) == 1, columns_of(runs)
+    colour = colour_of(index)
     points, window = run.points("loss"), smoothing_window(len(run.records))
     name = "training" if alone else run.name
     if window < 3:
@@ -159,79 +188,6 @@ def _run_curves(runs: list[Run], index: int, x: Axis) -> list[Curve]:
     return curves
 
 
-def _quantity(quantity: _Quantity, runs: list[Run]) -> Chart:
-    x = Axis(*_span(runs))
-    curves = [
-        Curve(
-            run.name if len(runs) > 1 else quantity.title.lower(),
-            thin([(step, y * quantity.scale) for step, y in run.points(quantity.field)], x, _columns(len(runs)) // 2),
-            f"run-{index % NUM_COLOURS}",
-        )
-        for index, run in enumerate(runs)
-        if run.points(quantity.field)
-    ]
-    values = [y for curve in curves for _, y in curve.points if math.isfinite(y)] or [0.0, 1.0]
-    positive = [y for y in values if y > 0]
-    log = quantity.may_be_log and bool(positive) and max(positive) > 30 * quantile(positive, 0.01)
-    if log:
-        y = Axis(min(positive) / 1.1, max(positive) * 1.1, log=True)
-    else:
-        y = _padded(0.0 if quantity.from_zero else min(values), max(values), from_zero=quantity.from_zero)
-    return Chart(
-        key=quantity.field,
-        title=quantity.title,
-        unit=quantity.unit + (", log scale" if log else ""),
-        x=x,
-        y=y,
-        curves=curves,
-        form=quantity.form,
-        marks=[mark for mark in _marks(runs) if mark.label],
-        tokens=_tokens(runs),
-    )
-
-
-def _columns(num_runs: int) -> int:
-    """Pixel columns of a wide chart that a run gets: the more runs, the fewer, so that the file stays small."""
-    return _COLUMNS // math.ceil(num_runs / 2)
-
-
-def _span(runs: list[Run]) -> tuple[float, float]:
-    """From step 0 to the last step; a run of one step has a width too."""
-    return 0.0, float(max(1, *(run.last_step for run in runs)))
-
-
-def _padded(low: float, high: float, *, from_zero: bool = False) -> Axis:
-    """An axis with some air above and below; also where all values are the same."""
-    air = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
-    return Axis(low if from_zero else low - air, high + air)
-
-
-def _tokens(runs: list[Run]) -> Points:
-    """(step, tokens seen) where one relation holds for all runs, within a percent; else empty."""
-    seen = [run.points("tokens_seen") for run in runs]
-    if not all(seen):
-        return []
-    per_step = [points[-1][1] / max(points[-1][0], 1) for points in seen]
-    if max(per_step) > 1.01 * min(per_step):
-        return []
-    longest = max(seen, key=len)
-    stride = math.ceil(len(longest) / 100)
-    return [(0.0, 0.0), *longest[stride - 1 :: stride], longest[-1]]
-
-
-def _marks(runs: list[Run]) -> list[Mark]:
-    """What happened to a run; over several runs there would be too much of it."""
-    if len(runs) > 1:
-        return []
-    run = runs[0]
-    known = [event for event in run.events if event["event"] in _LABELS or event["event"] in _TICKS]
-    return [
-        Mark(event["step"], event["event"], _LABELS.get(event["event"], ""))
-        for event in known
-        if event["step"] <= run.last_step
-    ]
-
-
 def _loss_notes(runs: list[Run], top: float) -> list[str]:
     notes: list[str] = []
     for run in runs:
@@ -241,17 +197,10 @@ def _loss_notes(runs: list[Run], top: float) -> list[str]:
         if cut:
             step, highest = max(cut, key=lambda point: point[1])
             notes.append(
-                f"{whose}{_steps(len(cut))} above {top:.2f} cut off, the highest "
+                f"{whose}{steps(len(cut))} above {top:.2f} cut off, the highest "
                 f"{figures.three_digits(highest)} at step {figures.integer(step)}."
             )
         broken = [step for step, y in points if not math.isfinite(y)]
         if broken:
-            notes.append(f"{whose}{_steps(len(broken))} without a finite loss, the first {figures.integer(broken[0])}.")
-    kinds: set[Any] = {mark.kind for mark in _marks(runs)}
-    notes += ["Short lines at the bottom: checkpoints saved."] if "saved" in kinds else []
-    notes += ["Short lines at the top: updates skipped."] if "skipped" in kinds else []
+            notes.append(f"{whose}{steps(len(broken))} without a finite loss, the first {figures.integer(broken[0])}.")
     return notes
-
-
-def _steps(num: int) -> str:
-    return "1 step" if num == 1 else f"{figures.integer(num)} steps"

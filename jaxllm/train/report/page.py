@@ -15,7 +15,8 @@ from typing import Any
 
 from jaxllm.train import figures
 from jaxllm.train.report.chart import draw, read_out
-from jaxllm.train.report.charts import NUM_COLOURS, build
+from jaxllm.train.report.charts import build
+from jaxllm.train.report.frame import colour_of
 from jaxllm.train.report.runs import Run, load_runs
 
 _MAX_LISTED_EVENTS = 500
@@ -142,7 +143,7 @@ def _table(runs: list[Run]) -> str:
     body = ""
     for index, (run, row) in enumerate(zip(runs, figures_of, strict=True)):
         cells = "".join(f"<td>{escape(row.get(label, ('', ''))[0])}</td>" for label in columns)
-        swatch = f'<i class="line" style="--c:var(--run-{index % NUM_COLOURS})"></i>'
+        swatch = f'<i class="line" style="--c:var(--{colour_of(index)})"></i>'
         body += f"<tr><th>{swatch}{escape(run.name)}</th>{cells}</tr>"
     conventions = sorted({str(run.facts["mfu_convention"]) for run in runs if "mfu_convention" in run.facts})
     counts = f'<dl class="facts"><div><dt>MFU counts</dt><dd>{escape("; ".join(conventions))}</dd></div></dl>'

@@ -17,7 +17,8 @@ class Run:
 
     Attributes:
         name: of the run; among runs of one name, the directory.
-        records: the last attempt's record of each logged step.
+        records: the last attempt's record of each logged step, with `data_share`, the part of its time that the step
+            waited for data, where it can be known.
         events: every event of every attempt.
         evaluations: the `evaluated` events that still count.
         facts: of the last `started` or `resumed` event; empty if there is none.
@@ -92,7 +93,7 @@ def _load(directory: Path) -> Run:
     config = directory / "config.toml"
     return Run(
         name=str(facts.get("name") or directory.resolve().name),
-        records=records,
+        records=[_with_data_share(record) for record in records],
         events=events,
         evaluations=evaluations(records, events),
         facts=facts,
@@ -100,6 +101,11 @@ def _load(directory: Path) -> Run:
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         environment=_environment(directory / "environment.json"),
     )
+
+
+def _with_data_share(record: dict[str, Any]) -> dict[str, Any]:
+    seconds, waited = record.get("step_seconds"), record.get("data_seconds")
+    return record | {"data_share": min(waited / seconds, 1.0)} if seconds and waited is not None else record
 
 
 def _environment(path: Path) -> dict[str, Any]:
