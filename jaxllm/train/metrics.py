@@ -135,13 +135,13 @@ class EventLog:
         self._lines.close()
 
 
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Read a run's metrics.jsonl: the last attempt's record of each step, in the order of steps.
+def read_metrics(directory: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """Read a run's metrics.jsonl (or another process's): the last attempt's record of each step, in their order.
 
     Raises:
         ValueError: the directory has no such file, or a line of it is not a record.
     """
-    records = _read(directory, METRICS, ("attempt", "step"))
+    records = _read(directory, name, ("attempt", "step"))
     limits = _obsolete_from(records)
     steps = {record["step"]: record for record in records if record["step"] < limits[record["attempt"]]}
     return [steps[step] for step in sorted(steps)]

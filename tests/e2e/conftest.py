@@ -5,6 +5,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,7 +54,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def start(arguments: list[str], cwd: pathlib.Path, devices: int = 1) -> subprocess.Popen[str]:
     """`jaxllm ARGUMENTS` in its own process, on simulated devices."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "COLUMNS": "120"}
+    # quick to compile: what the machine code is worth does not matter here
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"--xla_force_host_platform_device_count={devices} {flags}"
+    environment = os.environ | {"XLA_FLAGS": flags, "COLUMNS": "120"}
     environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     # every run compiles the same few functions: once is enough
@@ -71,3 +75,13 @@ def run(arguments: list[str], cwd: pathlib.Path, code: int = 0, devices: int = 1
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
     return out, err
+
+
+def wait_for_step(directory: pathlib.Path, step: int) -> None:
+    """Return when a run has logged a step."""
+    path, deadline = directory / "metrics.jsonl", time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if path.exists() and f'"step":{step},' in path.read_text().replace(" ", ""):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{directory} did not come to step {step}")

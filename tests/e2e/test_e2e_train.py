@@ -3,12 +3,11 @@
 import json
 import pathlib
 import signal
-import time
 
 import pytest
 
 from jaxllm.train.metrics import read_events, read_metrics
-from tests.e2e.conftest import run, start
+from tests.e2e.conftest import run, start, wait_for_step
 
 STEPS = 24
 
@@ -25,16 +24,6 @@ def unbroken(home: pathlib.Path) -> pathlib.Path:
     directory = home / "runs" / "unbroken"
     assert "held-out" in out and "unigram" in out and str(pathlib.Path("runs/unbroken/report.html")) in out
     return directory
-
-
-def wait_for_step(directory: pathlib.Path, step: int) -> None:
-    """Return when a run has logged a step."""
-    path, deadline = directory / "metrics.jsonl", time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if path.exists() and f'"step":{step},' in path.read_text().replace(" ", ""):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{directory} did not come to step {step}")
 
 
 def test_a_run_leaves_its_contract(unbroken: pathlib.Path) -> None:
@@ -82,26 +71,3 @@ def test_a_signal_saves_and_says_how_to_go_on(
     out, _ = run(["train", "tiny.toml", "--run.name", name, "--checkpoint.interval", "0"], home)
     assert "resumed" in out
     assert losses(home / "runs" / name) == losses(unbroken)
-
-
-def test_another_mesh_goes_on_with_the_same_batches(home: pathlib.Path, unbroken: pathlib.Path) -> None:
-    arguments = ["train", "tiny.toml", "--run.name", "moved"]
-    process = start(arguments, home)
-    wait_for_step(home / "runs" / "moved", 12)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=600)
-    mesh = ["--mesh.fsdp", "2", "--mesh.tensor", "2", "--mesh.data", "2", "--mesh.sequence_parallel", "true"]
-    run([*arguments, *mesh], home, devices=8)
-    moved, whole = read_metrics(home / "runs" / "moved"), read_metrics(unbroken)
-    assert [record["batch_digest"] for record in moved] == [record["batch_digest"] for record in whole]
-    assert [record["loss"] for record in moved] == pytest.approx([record["loss"] for record in whole], rel=1e-4)
-    assert {record["attempt"] for record in moved} == {0, 1}
-
-
-def test_a_finished_run_says_so_and_can_be_made_longer(home: pathlib.Path) -> None:
-    arguments = ["train", "tiny.toml", "--run.name", "longer", "--optim.schedule.type", "constant"]
-    run([*arguments, "--data.phases.0.steps", "5"], home)
-    out, _ = run([*arguments, "--data.phases.0.steps", "5"], home)
-    assert "already at its last step" in out
-    run([*arguments, "--data.phases.0.steps", "8"], home)
-    assert [record["step"] for record in read_metrics(home / "runs" / "longer")] == list(range(1, 9))
