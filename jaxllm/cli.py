@@ -26,7 +26,9 @@ DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     logging.basicConfig(format="jaxllm: %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # what fails in a library below is told by our own sentence; orbax would add pages of tracebacks
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     arguments, rest = _parser().parse_known_args(argv)
     try:
         code = arguments.command(arguments, rest)

@@ -158,16 +158,17 @@ def _kill(
     runner: Runner, directory: Path, draw: random.Random, in_write: bool, usual: float, low: int, high: int
 ) -> _Kill:
     """Start, and kill: at a random moment, at the latest when a step is reached, or in a write behind another step."""
+    leftovers = _unfinished(directory)
     processes = runner.start(directory)
     end = time.monotonic() + draw.uniform(0.1, usual)
     while all(process.poll() is None for process in processes):
         if in_write:
-            if _is_writing(directory) and _last_step(directory) >= low and draw.random() < 0.2:
+            if _unfinished(directory) - leftovers and _last_step(directory) >= low and draw.random() < 0.2:
                 break
         elif time.monotonic() > end or _last_step(directory) >= high:
             break
         time.sleep(_POLL)
-    writing = _is_writing(directory)
+    writing = bool(_unfinished(directory) - leftovers)
     first = draw.choice(processes)
     first.kill()  # one process alone dies at first, as one machine does
     time.sleep(draw.uniform(0.0, 0.3))
@@ -177,13 +178,13 @@ def _kill(
     return _Kill(_last_step(directory), writing)
 
 
-def _is_writing(directory: Path) -> bool:
-    """Whether a checkpoint lies there that is not committed yet."""
+def _unfinished(directory: Path) -> set[str]:
+    """Checkpoints that lie there and are not committed: one that is written now, or what a kill left of one."""
     try:
         places = [place for place in (directory / "checkpoints").iterdir() if place.is_dir()]
     except FileNotFoundError:
-        return False
-    return any(not (place / "meta.json").exists() for place in places)
+        return set()
+    return {place.name for place in places if not (place / "meta.json").exists()}
 
 
 def _last_step(directory: Path) -> int:
