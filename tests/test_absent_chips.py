@@ -13,6 +13,7 @@ all of this is in their loop and nothing is added: that is the price of not keep
 once a step, and sums of losses and norms.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -44,15 +45,22 @@ gpu = pytest.mark.skipif(
 )
 
 
+@contextlib.contextmanager
+def effort(level):
+    """The compiler's effort: at O0 the same collectives as at its default, in a fifth of the time."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
+    yield
+    jax.config.update("jax_optimization_level", before)
+
+
 @pytest.fixture(scope="module")
 def tpus():
-    """Absent TPUs, and a compiler at low effort: the same collectives as at its default, in a fifth of the time."""
+    """Absent TPUs, and a compiler at its least effort."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks a cloud's metadata server which TPU this is
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other processes may compile too
-    before = jax.config.jax_optimization_level
-    jax.config.update("jax_optimization_level", "O0")
-    yield functools.partial(sharding.absent_devices, "tpu")
-    jax.config.update("jax_optimization_level", before)
+    with effort("O0"):
+        yield functools.partial(sharding.absent_devices, "tpu")
 
 
 def large(compiled):
@@ -99,14 +107,15 @@ def summed_over_a_torus(tpus):
 @tpu
 def test_the_8b_over_fsdp_32(tpus, summed_over_a_torus):
     experiment = absent.llama3_8b({"fsdp": 32}, num_layers=32, sequence_length=4096, batch_size=32)
-    compiled = absent.compile_step(experiment, tpus("v5p:2x4x4"))
+    with effort("O1"):  # below it the compiler does not save memory
+        compiled = absent.compile_step(experiment, tpus("v5p:2x4x4"))
     assert large(compiled) == weights(summed_over_a_torus)
     for name in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
         assert f"%{name}" in compiled.text
     # float32 parameters and two moments: 12 bytes times 8.03e9 over 32, and norms whole
     assert compiled.argument_bytes == pytest.approx(3.015e9, rel=1e-3)
-    # the two largest are whole gradients of embedding and head, 2.1 GB each; whole ones of all blocks would be 28 GB
-    assert compiled.temporary_bytes < 9e9
+    # 14.0 GB with libtpu 0.0.50, 8.8 GB with 0.0.52; whole gradients of all blocks would be 28 GB more
+    assert compiled.temporary_bytes < 16e9
 
 
 @tpu

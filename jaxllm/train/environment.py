@@ -4,9 +4,11 @@ import datetime
 import os
 import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +42,7 @@ def describe(mesh: Mesh) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": versions,
+        "commit": _commit(),
         "flags": {name: os.environ[name] for name in _FLAGS if name in os.environ},
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -48,6 +51,22 @@ def describe(mesh: Mesh) -> dict[str, Any]:
         "device_kind": mesh.devices.flat[0].device_kind,
         "mesh": dict(mesh.shape),
     }
+
+
+def _commit() -> str:
+    """The commit of jaxllm's checkout, `+` behind it where files differ from it; empty for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return ""
 
 
 def record(storage: LocalStorage, attempt: int, mesh: Mesh) -> None:

@@ -6,6 +6,9 @@ import signal
 
 import pytest
 
+from jaxllm.config import load
+from jaxllm.data.batches import Batches
+from jaxllm.data.store import open_store
 from jaxllm.train.metrics import read_events, read_metrics
 from tests.e2e.conftest import run, start, wait_for_step
 
@@ -43,6 +46,23 @@ def test_a_run_leaves_its_contract(unbroken: pathlib.Path) -> None:
     kept = sorted(path.parent.name for path in unbroken.glob("checkpoints/*/meta.json"))
     # the newest two, and the oldest that clean steps may still make good
     assert kept == [f"step-{step:08d}.attempt-0000" for step in (4, 20, 24)]
+
+
+def test_a_step_s_documents_are_found_again(home: pathlib.Path, unbroken: pathlib.Path) -> None:
+    found = json.loads(run(["data", "where", str(unbroken), "7", "--json"], home)[0])
+    assert found["logged"] is True and found["digest"] == read_metrics(unbroken)[6]["batch_digest"]
+    assert [row["sample"] for row in found["rows"]] == list(range(48, 56))
+    lines = (home / "text.txt").read_text().splitlines()
+    data = load(unbroken / "config.toml").data
+    batch = Batches(open_store(data), data).batch(48)
+    for tokens, weights, row in zip(batch["tokens"], batch["weights"], found["rows"], strict=True):
+        spans = [
+            (lines[int(one["document"].rpartition(":")[2]) - 1].encode()[slice(*one["tokens"])], one["tokens"])
+            for one in row["documents"]
+        ]
+        letters = b"".join(text for text, _ in spans)
+        assert bytes(tokens[tokens < 256].tolist()) == letters
+        assert sum(stop - start for _, (start, stop) in spans) == len(weights)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(home: pathlib.Path, unbroken: pathlib.Path) -> None:
