@@ -6,15 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
-import jax
 import pytest
 
-from jaxllm.config import load
-from jaxllm.train.loop import Run, train
 from jaxllm.train.metrics import read_events, read_metrics
-from tests.e2e.conftest import wait_for_step
+from tests.e2e.conftest import run, wait_for_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMON = {
@@ -27,45 +23,31 @@ SAME = {"mesh.fsdp": 4, "mesh.tensor": 2}
 MIXED = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.sequence_parallel": True}
 
 
-@pytest.fixture
-def compiled(tmp_path: pathlib.Path) -> Iterator[None]:
-    """The same programs are compiled once, though each start makes them anew, and quickly."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_optimization_level": "O0",
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+def words(name: str, steps: int, mesh: dict[str, object]) -> list[str]:
+    flags = {"run.name": name, "data.phases.0.steps": steps, **COMMON, **mesh}
+    return ["tiny.toml", *(word for field, value in flags.items() for word in (f"--{field}", str(value).lower()))]
 
 
-def go(name: str, steps: int, mesh: dict[str, object]) -> Run:
-    return train(load("tiny.toml", {"run.name": name, "data.phases.0.steps": steps, **COMMON, **mesh}))
+def go(home: pathlib.Path, name: str, steps: int, mesh: dict[str, object]) -> str:
+    """One process of eight devices, to the end: what it printed."""
+    return run(["train", *words(name, steps, mesh)], home, devices=8)[0]
 
 
 def launch(home: pathlib.Path, name: str, steps: int) -> subprocess.Popen[str]:
     """The same in two processes of four devices."""
-    flags = {"run.name": name, "data.phases.0.steps": steps, **COMMON, **SAME}
-    words = [word for field, value in flags.items() for word in (f"--{field}", str(value).lower())]
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     environment = os.environ | {"JAXLLM": f"{sys.executable} -m jaxllm", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [str(ROOT / "launch" / "local.sh"), "2", "tiny.toml", *words]
+    command = [str(ROOT / "launch" / "local.sh"), "2", *words(name, steps, SAME)]
     return subprocess.Popen(
         command, cwd=home, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="launch/local.sh needs bash")
-def test_any_processes_and_mesh_go_on(
-    home: pathlib.Path, compiled: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(home)
-    whole = read_metrics(go("one", 26, SAME).directory)
+def test_any_processes_and_mesh_go_on(home: pathlib.Path) -> None:
+    go(home, "one", 26, SAME)
+    whole = read_metrics(home / "runs" / "one")
 
     both = launch(home, "two", 24)
     directory = home / "runs" / "two"
@@ -82,10 +64,8 @@ def test_any_processes_and_mesh_go_on(
         [record["loss"] for record in whole[:stopped]], rel=1e-6
     )
 
-    go("two", 26, MIXED)
-    capsys.readouterr()
-    assert go("two", 26, MIXED).step == 26
-    assert "already at its last step, 26" in " ".join(capsys.readouterr().out.split())
+    assert "resumed" in go(home, "two", 26, MIXED)
+    assert "already at its last step, 26" in " ".join(go(home, "two", 26, MIXED).split())
     records = read_metrics(directory)
     assert [record["step"] for record in records] == list(range(1, 27))
     assert [record["attempt"] for record in records] == [0] * stopped + [1] * (26 - stopped)
