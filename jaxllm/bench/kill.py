@@ -7,7 +7,6 @@ may cost at most the steps of two intervals between checkpoints: those since the
 flight.
 """
 
-import dataclasses
 import json
 import os
 import random
@@ -24,19 +23,6 @@ from jaxllm.config import Experiment
 from jaxllm.train.metrics import METRICS, read_events, read_metrics
 
 _POLL = 0.02
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kill:
-    """When a kill came.
-
-    Attributes:
-        step: the last step logged before it.
-        writing: whether a checkpoint was being written.
-    """
-
-    step: int
-    writing: bool
 
 
 class Runner:
@@ -135,16 +121,16 @@ def measure(
         began = time.monotonic()
         finish(runner.start(root / "whole"))
         usual = time.monotonic() - began
-        kills, broken = [], root / "broken"
+        broken, writing = root / "broken", list[bool]()
         for index in range(num_kills):
             low, high = (num_steps * (index + more) // (num_kills + 1) for more in (0, 1))
-            kills.append(_kill(runner, broken, draw, index in in_write, usual, low, high))
+            writing.append(_kill(runner, broken, draw, index in in_write, usual, low, high))
         finish(runner.start(broken))
         whole, again = (_losses(directory) for directory in (root / "whole", broken))
         starts = [event["step"] for event in read_events(broken) if event["event"] in ("started", "resumed")]
         return {
-            "kills": len(kills),
-            "in_write": sum(kill.writing for kill in kills),
+            "kills": len(writing),
+            "in_write": sum(writing),
             "resumed": sum(step > 0 for step in starts),
             "processes": num_processes,
             "steps": len(whole),
@@ -156,8 +142,12 @@ def measure(
 
 def _kill(
     runner: Runner, directory: Path, draw: random.Random, in_write: bool, usual: float, low: int, high: int
-) -> _Kill:
-    """Start, and kill: at a random moment, at the latest when a step is reached, or in a write behind another step."""
+) -> bool:
+    """Start, and kill: at a random moment, at the latest when a step is reached, or in a write behind another step.
+
+    Returns:
+        Whether a checkpoint was being written then.
+    """
     leftovers = _unfinished(directory)
     processes = runner.start(directory)
     end = time.monotonic() + draw.uniform(0.1, usual)
@@ -175,7 +165,7 @@ def _kill(
     for process in processes:
         process.kill()
         process.communicate()
-    return _Kill(_last_step(directory), writing)
+    return writing
 
 
 def _unfinished(directory: Path) -> set[str]:

@@ -29,8 +29,8 @@ from jaxllm.roofline.transformer import Convention, flops_per_token, mfu, parame
 from jaxllm.train import figures
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
 from jaxllm.train.environment import peak_memory
+from jaxllm.train.throughput import CONVENTION
 
-CONVENTION = Convention.TORCHTITAN
 WARM_UP = 2
 """Steps before the first that counts: the first pages memory in, the second finds it warm."""
 

@@ -24,16 +24,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxllm.config import CheckpointConfig, ModelConfig
 from jaxllm.layers.param import Tree
 from jaxllm.storage import LocalStorage, Storage
-from jaxllm.train import arrays, canonical, digests
+from jaxllm.train import arrays, canonical, digests, processes
 from jaxllm.train.catalogue import Catalogue, DamagedError, Entry, Leaf, Meta, place
 from jaxllm.train.state import TrainState
 
@@ -249,7 +247,7 @@ class Checkpoints:
                 return values, meta
             reasons.append(f"{chosen}: {trouble}")
             self._say(f"checkpoint {chosen} is left out: {trouble}; going back to the one before it")
-        if not _same(self.catalogue.begun()):
+        if not processes.first_s(int(self.catalogue.begun()))[0]:
             return None
         what = f"good checkpoint{f' at or before step {at_or_before}' if at_or_before is not None else ''}"
         raise ValueError(
@@ -273,7 +271,7 @@ class Checkpoints:
             meta = self.catalogue.meta(chosen)
         except DamagedError as error:
             trouble = str(error)
-        if not _everywhere(meta is not None):
+        if not processes.everywhere(meta is not None):
             return None, None, trouble or "another process cannot read its meta.json"
         assert meta is not None
         self._check(meta, leaves)
@@ -281,7 +279,7 @@ class Checkpoints:
             values = [self._read(chosen, name, leaf) for name, leaf in leaves]
         except Exception as error:  # of any type: damage shows in many ways
             trouble = f"it cannot be read ({_sentence(error)})"
-        if not _everywhere(values is not None):
+        if not processes.everywhere(values is not None):
             return None, None, trouble or "another process cannot read it"
         arrays_read = [(name, value) for (name, _), value in zip(leaves, values or [], strict=True)]
         found = canonical.digests(self._model, arrays_read)
@@ -289,7 +287,7 @@ class Checkpoints:
         if wrong:
             others = f" and {len(wrong) - 1} more arrays are" if len(wrong) > 1 else " is"
             trouble = f"{wrong[0]}{others} not what was saved: files changed after they were written"
-        if not _everywhere(not wrong):
+        if not processes.everywhere(not wrong):
             return None, None, trouble or "another process reads other arrays than were saved"
         return values, meta, ""
 
@@ -339,24 +337,9 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} ... {text[-200:]}'}"
 
 
-def _everywhere(holds: bool) -> bool:
-    """Whether something holds in every process."""
-    if jax.process_count() == 1:
-        return holds
-    return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
-
-
-def _same(holds: bool) -> bool:
-    """Process 0's answer."""
-    return holds if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(holds)))
-
-
 def _choose(left: list[Entry]) -> str:
     """The place of process 0's first candidate; empty when it has none."""
-    numbers = np.array([left[0].step, left[0].attempt] if left else [-1, -1], np.int32)
-    if jax.process_count() > 1:
-        numbers = cast(np.ndarray, multihost_utils.broadcast_one_to_all(numbers))
-    step, attempt = map(int, numbers)
+    step, attempt = processes.first_s(*((left[0].step, left[0].attempt) if left else (-1, -1)))
     return place(step, attempt) if step >= 0 else ""
 
 

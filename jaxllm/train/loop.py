@@ -139,6 +139,7 @@ class _Attempt:
         self.asked = False
         self.clean = self.saved = 0
         self.clock = 0.0
+        self.record: dict[str, Any] = {}
 
     def run(self) -> Run:
         """Every step that is left, then the end of the run."""
@@ -151,20 +152,18 @@ class _Attempt:
         self.records = Records(self.directory, attempt, self.experiment.log, config, self.console.note)
         self.console.start(self.records.event("resumed" if start else "started", start, **self._facts()))
         began = time.monotonic()
-        record, step = {}, start
-        for step, state, record in self._steps(state, start):  # noqa: B007, B020
+        step = start
+        for step, state in self._steps(state, start):  # noqa: B020
             self._settle(step)
             if step < self.num_steps and self._due(step, self.experiment.evaluation.interval):
                 self._evaluate(state, step)
             if step < self.num_steps and self._due(step, self.experiment.checkpoint.interval):
                 self._save(state, step)
-            if self._is_asked():
-                break
         if step > start and (step == self.num_steps or not self._due(step, self.experiment.checkpoint.interval)):
             self._save(state, step)
         if step < self.num_steps:
-            return self._interrupted(step, record)
-        return self._finish(state, step, record, time.monotonic() - began, already=start == self.num_steps)
+            return self._interrupted(step)
+        return self._finish(state, step, time.monotonic() - began, already=start == self.num_steps)
 
     def _state(self) -> tuple[TrainState, int, int]:
         """The newest checkpoint's state, or a new one; the step to go on from, and this attempt's number."""
@@ -191,10 +190,9 @@ class _Attempt:
         events = read_events(self.directory) if (self.directory / "events.jsonl").exists() else []
         return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
 
-    def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
-        """Dispatch each step, then read and log the one before: yields the steps done, the state, the last record."""
+    def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState]]:
+        """Dispatch each step, then read and log the one before: yields the steps done and the state, until asked."""
         pending: tuple[int, dict[str, Any], Any, float] | None = None
-        record: dict[str, Any] = {}
         feed = self.batches.iterate(start, self.program.rows(self.num_rows))
         for step in range(start, self.num_steps):
             if pending is None:
@@ -205,15 +203,18 @@ class _Attempt:
             waited = time.perf_counter() - waited
             state, metrics = self.program.step(state, self.program.put(batch, self.num_rows))
             self.stop.at_once = False  # from here on there is something to save
-            ballot = self.votes.cast(self.stop.asked, record.get("step_seconds", 0.0), waited)
+            ballot = self.votes.cast(self.stop.asked, self.record.get("step_seconds", 0.0), waited)
             if pending is not None:
-                record = self._log(*pending)
+                self._log(*pending)
             pending = (step + 1, metrics, ballot, waited)
-            if self._is_asked() or step + 1 == self.num_steps or self._looks_at(step + 1):
-                record, pending = self._log(*pending), None
-            yield step + 1, state, record
+            if step + 1 == self.num_steps or self._looks_at(step + 1):
+                self._log(*pending)
+                pending = None
+            yield step + 1, state
             if self._is_asked():
                 break
+        if pending is not None:  # asked to stop, at whatever moment: no step is without its record
+            self._log(*pending)
         self.profile.stop()
         feed.close()
 
@@ -230,7 +231,7 @@ class _Attempt:
     def _due(self, step: int, interval: int) -> bool:
         return bool(interval) and step % interval == 0
 
-    def _log(self, step: int, metrics: dict[str, jax.Array], ballot: Any, waited: float) -> dict[str, Any]:
+    def _log(self, step: int, metrics: dict[str, jax.Array], ballot: Any, waited: float) -> None:
         """Read a step's metrics and votes, and write them down; its time is that since the step before was read."""
         values = jax.device_get(metrics)
         seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
@@ -240,7 +241,7 @@ class _Attempt:
         self.asked |= bool(votes[:, 0].any())
         loss = values["loss"]
         self.clean = self.clean + 1 if not values["skipped"] and math.isfinite(loss) else 0
-        record = {
+        self.record = record = {
             "attempt": self.records.attempt,
             "step": step,
             "optimizer_step": int(values.pop("optimizer_step")),
@@ -254,13 +255,16 @@ class _Attempt:
             "batch_digest": digest,
         }
         if not self.votes.alone:
-            # The votes were cast with this step, so they tell of the one before.
+            # Of a step's time the votes know that of the last one read.
             slowest = int(votes[:, 2].argmax())
-            record |= {"slowest_process": slowest, "slowest_data_seconds": float(votes[slowest, 2])}
+            record |= {
+                "slowest_process": slowest,
+                "slowest_data_seconds": float(votes[slowest, 2]),
+                "slowest_step_seconds": float(votes[:, 1].max()),
+            }
         if self._due(step, self.experiment.log.interval) or step == self.num_steps:
             self.records.step(record)
         self.console.step(record)
-        return record
 
     def _settle(self, step: int) -> None:
         """Write down what became of saves, and which checkpoints clean training has followed."""
@@ -270,7 +274,8 @@ class _Attempt:
                 self.records.event("saved", outcome.step, seconds=outcome.seconds, bytes=outcome.bytes)
         after = self.experiment.checkpoint.good_after
         if processes.is_first() and self.clean >= after and self._due(step, self.experiment.checkpoint.interval):
-            self.checkpoints.catalogue.mark_good(step, self.records.attempt, step - after)
+            with suppress(OSError):  # a full disk stops no training; the next interval tries again
+                self.checkpoints.catalogue.mark_good(step, self.records.attempt, step - after)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
@@ -293,7 +298,7 @@ class _Attempt:
         extra = {"data": self.store.digest}
         self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra)
 
-    def _interrupted(self, step: int, record: dict[str, Any]) -> Run:
+    def _interrupted(self, step: int) -> Run:
         """Wait for the last checkpoint and say how to go on."""
         self.checkpoints.wait()
         self._settle(step)
@@ -305,17 +310,17 @@ class _Attempt:
         self.console.note(
             f"Stopped by {by} after step {step} of {self.num_steps}, {saved}; the same command goes on from there."
         )
-        return Run(self.directory, step, record, interrupted=True, saved=self._is_saved(step))
+        return Run(self.directory, step, self.record, interrupted=True, saved=self._is_saved(step))
 
     def _is_saved(self, step: int) -> bool:
         """Whether a step has a checkpoint, as far as this process knows: process 0 alone hears of failures."""
         return self.saved == step or not processes.is_first()
 
-    def _finish(self, state: TrainState, step: int, record: dict[str, Any], seconds: float, already: bool) -> Run:
+    def _finish(self, state: TrainState, step: int, seconds: float, already: bool) -> Run:
         """Evaluate, write a sample and the report."""
         whole = self._evaluate(state, step)
         if not whole:
-            return self._interrupted(step, record)
+            return self._interrupted(step)
         facts = {**whole, "seconds": seconds, **self.evaluation.write_sample(state.params)}
         self.checkpoints.wait()
         self._settle(step)
@@ -329,10 +334,10 @@ class _Attempt:
             self.console.note(
                 f"The run was already at its last step, {step}; raise data.phases.0.steps to go on with it."
             )
-            record = (read_metrics(self.directory) or [{}])[-1]
+            self.record = (read_metrics(self.directory) or [{}])[-1]
         if not self._is_saved(step):
             self.console.note(f"The last step is not saved: the last checkpoint is of step {self.saved}.")
-        return Run(self.directory, step, record, saved=self._is_saved(step))
+        return Run(self.directory, step, self.record, saved=self._is_saved(step))
 
     def _facts(self) -> dict[str, Any]:
         """What the first event says of the run."""

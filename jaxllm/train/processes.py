@@ -64,8 +64,8 @@ def find(environment: Mapping[str, str]) -> Place | None:
     if all(name in environment for name in _SLURM) and environment["SLURM_NTASKS"] != "1":
         return _slurm(environment)
     hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
-    if len(hosts) * int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1:
-        slices = _number(environment, "MEGASCALE_NUM_SLICES", 1)
+    slices = _number(environment, "MEGASCALE_NUM_SLICES", 1) if hosts else 0
+    if len(hosts) * slices > 1:
         first = environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
         worker = _number(environment, "TPU_WORKER_ID") + _number(environment, "MEGASCALE_SLICE_ID", 0) * len(hosts)
         return _place(f"{first.split(':')[0]}:{_PORT}", len(hosts) * slices, worker, "TPU_WORKER")
@@ -173,12 +173,26 @@ def on_first(do: Callable[[], int]) -> int:
             value = do()
         except Exception as caught:  # the others must not wait for ever
             error = caught
-    failed, value = multihost_utils.broadcast_one_to_all(np.asarray([error is not None, value], np.int32)).tolist()
+    failed, value = first_s(int(error is not None), value)
     if error is not None:
         raise error
     if failed:
         raise ValueError("process 0 could not start; see what it says")
     return value
+
+
+def first_s(*numbers: int) -> tuple[int, ...]:
+    """Process 0's numbers, in every process."""
+    if jax.process_count() == 1:
+        return numbers
+    return tuple(map(int, np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(numbers, np.int32)))))
+
+
+def everywhere(holds: bool) -> bool:
+    """Whether something holds in every process."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
 
 
 class Votes:

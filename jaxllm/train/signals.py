@@ -49,6 +49,7 @@ class Stop:
         while numbers := os.read(descriptor, 1):
             if self.at_once and numbers[0] in (signal.SIGINT, signal.SIGTERM):
                 self._leave(signal.Signals(numbers[0]).name)
+        os.close(descriptor)
 
 
 @contextmanager
