@@ -30,6 +30,9 @@ FIELDS: Mapping[str, str] = {
 }
 """The arrays of a batch and their dtypes."""
 
+_INIT_OPTIONS = {"xla_backend_optimization_level": 2}
+"""Random numbers are made once; at LLVM's highest level a CPU takes three to five times as long to compile them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -159,7 +162,7 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         mesh=mesh,
         decoder=decoder,
         optimizer=optimizer,
-        init=jax.jit(lambda key: init_state(decoder, optimizer, loss_scale, key)),
+        init=jax.jit(lambda key: init_state(decoder, optimizer, loss_scale, key), compiler_options=_INIT_OPTIONS),
         step=jax.jit(step, donate_argnums=0),
         evaluate=jax.jit(make_eval_step(decoder, train)),
     )
