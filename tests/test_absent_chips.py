@@ -152,12 +152,11 @@ def test_fsdp_8_tensor_4(accumulate, tpus):
 
 @tpu
 def test_data_crosses_slices_once_a_step(tpus):
-    """Nine matrices, each device its share; in the loops only sums of the loss, two numbers, may cross."""
+    """Nine matrices, each device its share; nothing crosses in the loops, not even the loss."""
     experiment = absent.llama3_8b({"data": 2, "fsdp": 4, "slices": 2}, batch_size=64, accumulate=4)
     compiled = absent.compile_step(experiment, tpus("v5p:2x2x1", 2))
     assert large(compiled) == weights("reduce-scatter", MICRO) | {((), "all-reduce", SLICE): 9}
-    crossing = [x for x in hlo.collectives(compiled.text, compiled.mesh) if x.axes == SLICE and x.loops]
-    assert all(x.size <= 512 for x in crossing)
+    assert not [x for x in hlo.collectives(compiled.text, compiled.mesh) if x.axes == SLICE and x.loops]
 
 
 @gpu

@@ -109,7 +109,7 @@ def place(running: Program, params: Tree) -> Tree:
 
 
 def differentiate(running: Program, config: Experiment) -> Callable[..., tuple[Tree, Any, jax.Array]]:
-    """(parameters, batch) -> what the step makes of them: gradients, sums, number of valid tokens."""
+    """(parameters, batch) -> what the step makes of them: gradients, the loss per sample, number of valid tokens."""
     decoder, train = running.decoder, config.train
 
     def function(params: Tree, batch: Mapping[str, jax.Array]) -> tuple[Tree, Any, jax.Array]:
@@ -136,11 +136,19 @@ def loss_and_gradients(
     config: Experiment, batch: Mapping[str, np.ndarray], params: Tree | None = None
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean loss, and gradients by dotted name, as an experiment's step computes them on its mesh."""
+    losses, gradients = losses_and_gradients(config, batch, params)
+    return float(losses.sum()), gradients
+
+
+def losses_and_gradients(
+    config: Experiment, batch: Mapping[str, np.ndarray], params: Tree | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """As `loss_and_gradients`, with what each sample adds to the mean loss, float32[B]."""
     running, function = _compiled(config)
     with jax.set_mesh(running.mesh):
         placed = place(running, params or make_params(config.model))
-        gradients, sums, _ = function(placed, running.put(batch))
-        return float(sums.loss + sums.z_loss), {name: np.asarray(value) for name, value in leaves(gradients)}
+        gradients, rows, _ = function(placed, running.put(batch))
+        return np.asarray(rows.loss + rows.z_loss), {name: np.asarray(value) for name, value in leaves(gradients)}
 
 
 def assert_close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float = 1e-5) -> None:

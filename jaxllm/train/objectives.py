@@ -30,8 +30,8 @@ Batch = dict[str, jax.Array]
 """tokens, targets, positions, segments: int32[B, T]; weights: float32[B, T]."""
 
 
-class Sums(NamedTuple):
-    """Sums over the weights that were given, float32 scalars.
+class Rows(NamedTuple):
+    """Sums over each sample's tokens, float32[B], laid over the batch axes: one sample is on one group of devices.
 
     Attributes:
         loss: cross-entropy in nats times the token's weight.
@@ -42,8 +42,15 @@ class Sums(NamedTuple):
     z_loss: jax.Array
 
 
-def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -> tuple[jax.Array, Sums]:
-    """Next-token cross-entropy: what the gradient is taken of, and its parts.
+class Columns(NamedTuple):
+    """What `Rows` sums, chunks added place by place, float32[B, C], so that the scan moves nothing between devices."""
+
+    loss_BC: jax.Array
+    z_loss_BC: jax.Array
+
+
+def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -> tuple[jax.Array, Rows]:
+    """Next-token cross-entropy: what the gradient is taken of, and its parts per sample.
 
     Args:
         decoder: the declarations.
@@ -66,8 +73,8 @@ def cross_entropy(
     weights_BT: jax.Array,
     config: LossConfig,
     recipe: Recipe,
-) -> tuple[jax.Array, Sums]:
-    """Summed cross-entropy and z-loss, differentiable in x and in the head's weight, and their two parts.
+) -> tuple[jax.Array, Rows]:
+    """Summed cross-entropy and z-loss, differentiable in x and in the head's weight, and both per sample.
 
     Args:
         x_BTD: last hidden states, laid as the residual stream lies.
@@ -95,15 +102,15 @@ def _cross_entropy(
     z_loss: float,
     columns: int,
     recipe: Recipe,
-) -> tuple[jax.Array, Sums]:
-    def body(sums: Sums, chunk: tuple[jax.Array, ...]) -> tuple[Sums, None]:
+) -> tuple[jax.Array, Rows]:
+    def body(total: Columns, chunk: tuple[jax.Array, ...]) -> tuple[Columns, None]:
         x_BCD, targets_BC, weights_BC = chunk
         added, _ = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, z_loss, recipe)
-        return jax.tree.map(jnp.add, sums, added), None
+        return jax.tree.map(jnp.add, total, added), None
 
     chunks = _split((x_BTD, targets_BT, weights_BT), columns)
-    sums, _ = jax.lax.scan(body, Sums(jnp.zeros(()), jnp.zeros(())), chunks)
-    return sums.loss + sums.z_loss, sums
+    total, _ = jax.lax.scan(body, _no_columns(targets_BT.shape[0], columns, recipe), chunks)
+    return _over_rows(total)
 
 
 def _forward(
@@ -114,27 +121,30 @@ def _forward(
     z_loss: float,
     columns: int,
     recipe: Recipe,
-) -> tuple[tuple[jax.Array, Sums], tuple[jax.Array, jax.Array]]:
+) -> tuple[tuple[jax.Array, Rows], tuple[jax.Array, jax.Array]]:
     """The loss and, with every chunk's logits at hand, its gradients."""
     weight_spec = jax.typeof(weight_DV).sharding.spec
     dweight_spec = PartitionSpec(*weight_spec.partitions, unreduced=weight_spec.reduced)
     whole = recipe.rules.activation("batch", "sequence", None)
     partial = PartitionSpec(*whole.partitions, unreduced=recipe.rules.tensor)
 
-    def body(carry: tuple[Sums, jax.Array], chunk: tuple[jax.Array, ...]) -> tuple[tuple[Sums, jax.Array], jax.Array]:
-        sums, dweight_DV = carry
+    def body(
+        carry: tuple[Columns, jax.Array], chunk: tuple[jax.Array, ...]
+    ) -> tuple[tuple[Columns, jax.Array], jax.Array]:
+        total, dweight_DV = carry
         x_BCD, targets_BC, weights_BC = chunk
         added, dlogits_BCV = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, z_loss, recipe)
         dlogits_BCV = dlogits_BCV.astype(x_BCD.dtype)
         dx_BCD = jax.lax.dot_general(dlogits_BCV, weight_DV, (((2,), (1,)), ((), ())), out_sharding=partial)
         dweight_DV += weight_gradient(x_BCD, dlogits_BCV, dweight_spec, recipe)
-        return (jax.tree.map(jnp.add, sums, added), dweight_DV), jax.reshard(dx_BCD, whole)
+        return (jax.tree.map(jnp.add, total, added), dweight_DV), jax.reshard(dx_BCD, whole)
 
     zeros_DV = jnp.zeros(weight_DV.shape, jnp.float32, out_sharding=dweight_spec)
     chunks = _split((x_BTD, targets_BT, weights_BT), columns)
-    (sums, dweight_DV), dx = jax.lax.scan(body, (Sums(jnp.zeros(()), jnp.zeros(())), zeros_DV), chunks)
+    nothing = _no_columns(targets_BT.shape[0], columns, recipe)
+    (total, dweight_DV), dx = jax.lax.scan(body, (nothing, zeros_DV), chunks)
     dx_BTD = dx.swapaxes(0, 1).reshape(x_BTD.shape)
-    return (sums.loss + sums.z_loss, sums), (dx_BTD, dweight_DV.astype(weight_DV.dtype))
+    return _over_rows(total), (dx_BTD, dweight_DV.astype(weight_DV.dtype))
 
 
 def _backward(
@@ -142,7 +152,7 @@ def _backward(
     columns: int,
     recipe: Recipe,
     saved: tuple[jax.Array, jax.Array],
-    cotangents: tuple[jax.Array, Sums],
+    cotangents: tuple[jax.Array, Rows],
 ) -> tuple[jax.Array, jax.Array, None, None]:
     """The saved gradients times the total's cotangent; the parts are for reading only."""
     scale, _ = cotangents
@@ -153,6 +163,17 @@ def _backward(
 
 
 _cross_entropy.defvjp(_forward, _backward)
+
+
+def _no_columns(batch: int, columns: int, recipe: Recipe) -> Columns:
+    zeros_BC = jnp.zeros((batch, columns), out_sharding=recipe.rules.activation("batch", "sequence"))
+    return Columns(zeros_BC, zeros_BC)
+
+
+def _over_rows(total: Columns) -> tuple[jax.Array, Rows]:
+    """The sum of all, and the sums of each row."""
+    rows = Rows(jnp.sum(total.loss_BC, axis=1), jnp.sum(total.z_loss_BC, axis=1))
+    return jnp.sum(rows.loss + rows.z_loss), rows
 
 
 def _split(arrays: tuple[jax.Array, ...], columns: int) -> tuple[jax.Array, ...]:
@@ -167,8 +188,8 @@ def _chunk_loss(
     weights_BC: jax.Array,
     z_loss: float,
     recipe: Recipe,
-) -> tuple[Sums, jax.Array]:
-    """The sums of one chunk and the gradient with respect to its logits, float32[B, C, V]."""
+) -> tuple[Columns, jax.Array]:
+    """The parts of one chunk's loss and the gradient with respect to its logits, float32[B, C, V]."""
     logits_spec = recipe.rules.activation("batch", "sequence", "vocab")
     logits_BCV = jax.lax.dot_general(
         x_BCD,
@@ -186,10 +207,10 @@ def _chunk_loss(
     target_BC = jnp.sum(jnp.where(is_target_BCV, shifted_BCV, 0.0), axis=-1)
     log_total_BC = jnp.log(total_BC1[:, :, 0])
     log_z_BC = log_total_BC + jnp.max(logits_BCV, axis=-1)
-    sums = Sums(
-        loss=jnp.sum(weights_BC * (log_total_BC - target_BC)),
-        z_loss=jnp.sum(weights_BC * z_loss * jnp.square(log_z_BC)),
+    added = Columns(
+        loss_BC=weights_BC * (log_total_BC - target_BC),
+        z_loss_BC=weights_BC * z_loss * jnp.square(log_z_BC),
     )
     factor_BC1 = (weights_BC * (1 + 2 * z_loss * log_z_BC))[:, :, None]
     hit_BCV = jnp.where(is_target_BCV, weights_BC[:, :, None], 0.0)
-    return sums, factor_BC1 * (exponential_BCV / total_BC1) - hit_BCV
+    return added, factor_BC1 * (exponential_BCV / total_BC1) - hit_BCV

@@ -20,7 +20,7 @@ from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.train.digests import digest
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.loss_scale import next_loss_scale
-from jaxllm.train.objectives import Batch, Sums, pretrain
+from jaxllm.train.objectives import Batch, Rows, pretrain
 from jaxllm.train.optim import global_norm
 from jaxllm.train.state import TrainState
 
@@ -44,7 +44,7 @@ def make_train_step(
     declared, recipe = declarations(decoder), decoder.recipe
     rules = recipe.rules
 
-    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Sums]:
+    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Rows]:
         return pretrain(decoder, params, micro, config.loss)
 
     def to_optimizer(params: Tree) -> Tree:
@@ -55,10 +55,11 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = state.loss_scale.scale
-        grads, sums, num_tokens = accumulate(objective, state.params, batch, scale, config.accumulate, declared, recipe)
+        grads, rows, num_tokens = accumulate(objective, state.params, batch, scale, config.accumulate, declared, recipe)
+        loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_norm = global_norm(grads)
-        finite = jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.optimizer_step) * state.learning_rate_scale
 
         def accept(state: TrainState) -> tuple[TrainState, jax.Array]:
@@ -81,8 +82,8 @@ def make_train_step(
             state = dataclasses.replace(state, loss_scale=next_loss_scale(loss_scale, state.loss_scale, finite))
         metrics = {
             "batch_digest": _batch_digest(batch),
-            "loss": sums.loss,
-            "z_loss": sums.z_loss,
+            "loss": loss,
+            "z_loss": z_loss,
             "tokens": num_tokens,
             "grad_norm": grad_norm,
             "param_norm": param_norm,
@@ -107,7 +108,7 @@ def make_eval_step(decoder: Decoder, config: TrainConfig) -> Callable[[Tree, Bat
     """(params, batch) -> summed cross-entropy in nats (`loss`) and valid tokens (`tokens`) of one batch."""
 
     def step(params: Tree, batch: Batch) -> Metrics:
-        _, sums = pretrain(decoder, params, batch, config.loss)
-        return {"loss": sums.loss, "tokens": jnp.sum(batch["weights"])}
+        _, rows = pretrain(decoder, params, batch, config.loss)
+        return {"loss": jnp.sum(rows.loss), "tokens": jnp.sum(batch["weights"])}
 
     return step
