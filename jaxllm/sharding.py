@@ -29,8 +29,18 @@ BATCH_AXES = ("data", "fsdp", "expert")
 ACROSS_SLICES = ("pipe", "data")
 """Mesh axes that may cross the slower network between slices, in order of preference reversed."""
 
-_WEIGHTS_OVER_TENSOR = ("heads", "kv_heads", "mlp", "vocab")
-_WHOLE_WEIGHT_DIMS = ("norm", "head_dim", "layers")
+STAGES = "pipe"
+"""The mesh axis that the stages of a pipeline lie over."""
+
+_WEIGHTS = {
+    **dict.fromkeys(("heads", "kv_heads", "mlp"), ("tensor",)),
+    "vocab": (STAGES, "tensor"),
+    "layers": (STAGES,),
+    **dict.fromkeys(("norm", "head_dim"), ()),
+}
+"""Dims of weights, but for the one of the residual stream. The vocabulary lies over the stages too (Yeung et al. 2024,
+"Balancing Pipeline Parallelism with Vocabulary Parallelism"): the embedding on the first stage alone and the head on
+the last would make these two slower and fuller than the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +73,7 @@ class Rules:
         return PartitionSpec(*entries)
 
     def _parameter_table(self, embed: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        table: dict[str, tuple[str, ...]] = {name: ("tensor",) for name in _WEIGHTS_OVER_TENSOR}
-        return table | dict.fromkeys(_WHOLE_WEIGHT_DIMS, ()) | {"embed": embed}
+        return _WEIGHTS | {"embed": embed}
 
     def storage(self, names: Sequence[str | None]) -> PartitionSpec:
         """How a parameter lies between steps."""
@@ -85,7 +94,8 @@ class Rules:
 
     def activation(self, *names: str | None) -> PartitionSpec:
         """How an activation lies. `sequence` is whole over tensor, `residual` is the sequence between blocks."""
-        table = {name: ("tensor",) for name in _WEIGHTS_OVER_TENSOR} | {
+        table = _WEIGHTS | {
+            "stages": (STAGES,),
             "batch": BATCH_AXES,
             "sequence": ("context",),
             "residual": ("context", "tensor") if self.sequence_parallel else ("context",),
@@ -104,11 +114,31 @@ class Rules:
         """The tensor axis, where it has more than one device."""
         return self.live & {"tensor"}
 
+    @property
+    def vocabulary(self) -> frozenset[str]:
+        """The axes that the vocabulary lies over."""
+        return self.live & set(_WEIGHTS["vocab"])
+
+    @property
+    def staged(self) -> bool:
+        """Whether layers lie over the stages of a pipeline."""
+        return STAGES in self.live
+
+    @property
+    def of_a_stage(self) -> "Rules":
+        """The rules that hold within one stage."""
+        return dataclasses.replace(self, live=self.live - {STAGES})
+
 
 def make_rules(config: MeshConfig, sizes: Mapping[str, int]) -> Rules:
     """The tables that a mesh config asks for, on a mesh of the given sizes."""
     live = frozenset(axis for axis, size in sizes.items() if size > 1)
     return Rules(live=live, zero=config.zero, sequence_parallel=config.sequence_parallel and "tensor" in live)
+
+
+def num_shards() -> int:
+    """Devices of the ambient mesh that the samples of a batch lie over."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in BATCH_AXES)
 
 
 def axes_of(spec: PartitionSpec) -> frozenset[str]:
@@ -233,7 +263,18 @@ def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
     """
     tensor = sizes["tensor"]
     dense = sizes["fsdp"] * sizes["expert"]
-    needs = [(f"mesh.tensor = {tensor}", tensor, "model.vocab_size", model.vocab_size)]
+    stages = sizes[STAGES]
+    vocab = f"mesh.tensor = {tensor}" if stages == 1 else f"mesh.pipe x mesh.tensor = {stages * tensor}"
+    needs = [(vocab, stages * tensor, "model.vocab_size", model.vocab_size)]
+    if stages > 1:
+        if model.prefix or model.remainder:
+            raise ValueError(
+                f"mesh.pipe = {stages}: stages hold repeats of one period, and of the {model.num_layers} layers "
+                f"{len(model.prefix) + len(model.remainder)} stand outside of it; use mesh.pipe = 1, or a model "
+                "without model.prefix whose period divides num_layers"
+            )
+        repeats = "model.num_layers" if len(model.slots) == 1 else "model.num_layers / len(model.period)"
+        needs.append((f"mesh.pipe = {stages}", stages, repeats, model.num_repeats))
     needs.append((f"mesh.fsdp x mesh.expert = {dense}", dense, "model.d_model", model.d_model))
     for block in model.blocks:
         needs += [

@@ -26,8 +26,7 @@ from jaxllm.config import (
 from jaxllm.layers.param import Recipe, Tree, leaves, tree_map
 from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.train.assemble import Program, assemble
-from jaxllm.train.gradients import accumulate
-from jaxllm.train.objectives import pretrain
+from jaxllm.train.step import make_gradients
 
 ROWS, LENGTH = 16, 32
 MODEL = ModelConfig(
@@ -110,20 +109,8 @@ def place(running: Program, params: Tree) -> Tree:
 
 def differentiate(running: Program, config: Experiment) -> Callable[..., tuple[Tree, Any, jax.Array]]:
     """(parameters, batch) -> what the step makes of them: gradients, the loss per sample, number of valid tokens."""
-    decoder, train = running.decoder, config.train
-
-    def function(params: Tree, batch: Mapping[str, jax.Array]) -> tuple[Tree, Any, jax.Array]:
-        return accumulate(
-            lambda given, micro: pretrain(decoder, given, micro, train.loss),
-            params,
-            dict(batch),
-            jnp.ones(()),
-            train.accumulate,
-            declarations(decoder),
-            decoder.recipe,
-        )
-
-    return function
+    gradients = make_gradients(running.decoder, config.train)
+    return lambda params, batch: gradients(params, dict(batch), jnp.ones(()))
 
 
 @functools.cache

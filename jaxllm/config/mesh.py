@@ -12,7 +12,8 @@ class MeshConfig(Section, frozen=True, kw_only=True):
     """Devices along each mesh axis; one of them may be -1: whatever is left.
 
     Attributes:
-        pipe: pipeline stages.
+        pipe: pipeline stages, each with its share of the layers and of the vocabulary; micro-batches
+            (`train.accumulate`) go through them one behind the other.
         data: replicas of the model; may cross slices.
         fsdp: shards of parameters and optimizer state, and of the batch (ZeRO, Rajbhandari et al. 2020).
         expert: shards of experts; for dense weights it works as more fsdp.
@@ -45,10 +46,7 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             )
         unknown = [axis for axis in AXES if getattr(self, axis) == -1]
         require(len(unknown) <= 1, " and ".join(unknown), -1, "only one axis may be -1; give the others a number")
-        for axis in ("pipe", "context"):
-            require(
-                getattr(self, axis) == 1, axis, getattr(self, axis), f"the {axis} axis is not built yet; set it to 1"
-            )
+        require(self.context == 1, "context", self.context, "the context axis is not built yet; set it to 1")
         require(
             not self.sequence_parallel or self.tensor != 1,
             "sequence_parallel",

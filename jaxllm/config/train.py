@@ -42,6 +42,8 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         accumulate: micro-batches of a step.
+        pipeline: order of passes where mesh.pipe > 1: `1f1b` (memory for 2 pipe - 1 micro-batches), or `gpipe` (for
+            all of them). Either way (pipe - 1) / accumulate of the ideal time is lost.
         remat: what the backward pass computes again: `none`; `dots` keeps the matrix products' results; `block`
             keeps the inputs of blocks; `offload` keeps those in host memory.
         precision: dtypes.
@@ -50,6 +52,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """
 
     accumulate: int = 1
+    pipeline: Literal["1f1b", "gpipe"] = "1f1b"
     remat: Literal["none", "dots", "block", "offload"] = "block"
     precision: PrecisionConfig = PrecisionConfig()
     loss: LossConfig = LossConfig()

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllm.layers.param import Tree
 from jaxllm.models.decoder import Decoder, merge
-from jaxllm.sharding import BATCH_AXES
+from jaxllm.sharding import num_shards
 
 
 def sample(
@@ -36,10 +36,7 @@ def sample(
         vocab_size: ids at or above it are never drawn (the embedding may be padded).
         window: tokens that the model sees at a time; the newest ones, of a multiple of what the mesh needs.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = 1
-    for axis in BATCH_AXES:  # a row for each share of the batch: all the same, the first is read
-        rows *= mesh.shape[axis]
+    rows = num_shards()  # one for each share of the batch: all the same, the first is read
     spec = decoder.recipe.rules.activation("batch", "sequence")
 
     @functools.partial(jax.jit, static_argnums=2)

@@ -37,7 +37,9 @@ class Embedding(Layer):
             if not vocab_axes:
                 return _look_up(table_VD, tokens_BT, residual)
             rows = rules.activation("batch", "sequence")
-            share = functools.partial(_look_up_share, axes=vocab_axes, scatter=rules.sequence_parallel)
+            vocab_axes = vocab_axes if isinstance(vocab_axes, tuple) else (vocab_axes,)
+            scattered = rules.tensor if rules.sequence_parallel else frozenset()
+            share = functools.partial(_look_up_share, axes=vocab_axes, scattered=tuple(scattered))
             return jax.shard_map(share, in_specs=(table, rows), out_specs=residual)(table_VD, tokens_BT)
 
     def weight(self) -> jax.Array:
@@ -69,16 +71,22 @@ def _backward(
 _look_up.defvjp(_forward, _backward)
 
 
-def _look_up_share(table_VD: jax.Array, tokens_BT: jax.Array, axes: str | tuple[str, ...], scatter: bool) -> jax.Array:
-    """Rows of this device's share of the vocabulary, zeros for other tokens, summed over the axes that share it."""
+def _look_up_share(
+    table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...], scattered: tuple[str, ...]
+) -> jax.Array:
+    """Rows of this device's share of the vocabulary, zeros for other tokens, summed over the axes that share it.
+
+    Over those of `scattered` each device keeps its part of the sequence only.
+    """
     num = table_VD.shape[0]
     local_BT = tokens_BT - jax.lax.axis_index(axes) * num
     inside_BT = (local_BT >= 0) & (local_BT < num)
     rows_BTD = _look_up(table_VD, jnp.clip(local_BT, 0, num - 1), None)
     found_BTD = jnp.where(inside_BT[:, :, None], rows_BTD, jnp.zeros((), rows_BTD.dtype))
-    if scatter:
-        return jax.lax.psum_scatter(found_BTD, axes, scatter_dimension=1, tiled=True)
-    return jax.lax.psum(found_BTD, axes)
+    if scattered:
+        found_BTD = jax.lax.psum_scatter(found_BTD, scattered, scatter_dimension=1, tiled=True)
+    summed = tuple(axis for axis in axes if axis not in scattered)
+    return jax.lax.psum(found_BTD, summed) if summed else found_BTD
 
 
 class Head(Layer):

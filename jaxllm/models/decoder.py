@@ -26,8 +26,13 @@ from jaxllm.layers.linear import PRODUCT
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import Norm
 from jaxllm.layers.param import GATHERED, Declaration, Recipe, Tree, initialise, leaves
+from jaxllm.models import stages
+from jaxllm.sharding import num_shards
 
 BLOCK_INPUT = "block_input"
+
+PERIOD = "period"
+"""Where the parameters of the repeated blocks are."""
 
 
 class Block(nnx.Module):
@@ -91,14 +96,24 @@ class Decoder(nnx.Module):
 
     def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """All blocks, first to last: [B, T, D] -> [B, T, D]."""
-        run = functools.partial(_run_block, positions_BT=positions_BT, segments_BT=segments_BT)
-        sharded = bool(self.recipe.rules.live)
-        for group, num in ((self.prefix, 1), (self.period, self.config.num_repeats), (self.remainder, 1)):
+        if self.recipe.rules.staged:
+            num_micro = stages.count() if x_BTD.shape[0] % (stages.count() * num_shards()) == 0 else 1
+            return stages.forward(self.repeats, list(self.period), x_BTD, positions_BT, segments_BT, num_micro)
+        for group in (self.prefix, self.period, self.remainder):
             if len(group):
-                straight = self.unroll or num == 1
-                once = functools.partial(_run_slots, _rematerialise(run, self.remat, sharded, straight))
-                with jax.named_scope("blocks"):
-                    x_BTD, _ = jax.lax.scan(once, x_BTD, list(group), unroll=num if self.unroll else 1)
+                x_BTD = self.repeats(list(group), x_BTD, positions_BT, segments_BT)
+        return x_BTD
+
+    def repeats(
+        self, slots: list[Block], x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
+    ) -> jax.Array:
+        """Some repeats of the blocks of a group, stacked slot by slot: [B, T, D] -> [B, T, D]."""
+        run = functools.partial(_run_block, positions_BT=positions_BT, segments_BT=segments_BT)
+        num = len(jax.tree.leaves(slots)[0])
+        straight = self.unroll or num == 1
+        run = _rematerialise(run, self.remat, bool(self.recipe.rules.live), straight)
+        with jax.named_scope("blocks"):
+            x_BTD, _ = jax.lax.scan(functools.partial(_run_slots, run), x_BTD, slots, unroll=num if self.unroll else 1)
         return x_BTD
 
     def final(self, x_BTD: jax.Array) -> jax.Array:
@@ -215,11 +230,11 @@ def declarations(decoder: Decoder) -> Tree:
 
 
 def merge(decoder: Decoder, params: Tree) -> Decoder:
-    """The decoder with arrays in the place of its declarations."""
+    """The decoder with arrays in the place of its declarations; those of which there are none stay declarations."""
     graph, state = nnx.split(decoder)
     flat = nnx.to_flat_state(state)
     values = dict(leaves(params))
-    filled = [(path, leaf.replace(values[".".join(map(str, path))])) for path, leaf in flat]
+    filled = [(path, leaf.replace(values.get(".".join(map(str, path)), leaf.get_value()))) for path, leaf in flat]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.layers.param import Declaration, Recipe, Tree, prepare, tree_map
+from jaxllm.models.stages import split, unite
 from jaxllm.sharding import axes_of
 from jaxllm.train.objectives import Batch, Rows
 
@@ -45,54 +46,61 @@ def accumulate(
         Gradients laid as the optimizer table says; what each sample adds to the mean loss (without the scale), in the
         batch's order; and the number of valid tokens.
     """
-    num_tokens = jnp.sum(batch["weights"])
-    factor = loss_scale / jnp.maximum(num_tokens, 1.0)
-    batch = batch | {"weights": batch["weights"] * factor}
+    batch, num_tokens = weigh(batch, loss_scale)
     prepared = tree_map(lambda value, leaf: prepare(value, leaf, recipe), params, declared)
 
     def gradient(micro: Batch) -> tuple[Tree, Rows]:
         grads, rows = jax.grad(objective, has_aux=True)(prepared, micro)
-        return tree_map(lambda value, leaf: _lay(value, leaf, recipe), grads, declared), rows
+        return lay(grads, declared, recipe), rows
 
     if num_micro == 1:
         grads, rows = gradient(batch)
     else:
-        micros = jax.tree.map(lambda x: _split_rows(x, num_micro), batch)
+        micros = jax.tree.map(lambda x: split(x, num_micro), batch)
 
         def add(total: Tree, micro: Batch) -> tuple[Tree, Rows]:
             grads, rows = gradient(micro)
             return jax.tree.map(jnp.add, total, grads), rows
 
-        zeros = tree_map(
-            lambda leaf: jnp.zeros(leaf.shape, recipe.reduction, out_sharding=_spec(leaf, recipe)), declared
-        )
         with jax.named_scope("micro_batches"):
-            grads, rows = jax.lax.scan(add, zeros, micros)
-        rows = jax.tree.map(_join_rows, rows)
+            grads, rows = jax.lax.scan(add, zeros(declared, recipe), micros)
+        rows = jax.tree.map(unite, rows)
+    grads = reduce(grads, declared, recipe)
+    return grads, jax.tree.map(lambda x: x / loss_scale, rows), num_tokens
+
+
+def weigh(batch: Batch, loss_scale: jax.Array) -> tuple[Batch, jax.Array]:
+    """The batch with weights of its share of the mean loss times the loss scale; the number of valid tokens."""
+    num_tokens = jnp.sum(batch["weights"])
+    factor = loss_scale / jnp.maximum(num_tokens, 1.0)
+    return batch | {"weights": batch["weights"] * factor}, num_tokens
+
+
+def zeros(declared: Tree, recipe: Recipe) -> Tree:
+    """What micro-batches' gradients are added to."""
+    return tree_map(
+        lambda leaf: jnp.zeros(leaf.shape, recipe.reduction, out_sharding=accumulator(leaf, recipe)), declared
+    )
+
+
+def lay(grads: Tree, declared: Tree, recipe: Recipe) -> Tree:
+    """A micro-batch's gradients, ready to be added."""
+    return tree_map(
+        lambda value, leaf: jax.reshard(value.astype(recipe.reduction), accumulator(leaf, recipe)), grads, declared
+    )
+
+
+def reduce(grads: Tree, declared: Tree, recipe: Recipe) -> Tree:
+    """The gradients of all micro-batches, summed over the devices and laid as the optimizer table says, in float32."""
     with jax.named_scope("reduce_gradients"):
-        grads = tree_map(
+        return tree_map(
             lambda value, leaf: jax.reshard(value, recipe.rules.optimizer(leaf.axes)).astype(jnp.float32),
             grads,
             declared,
         )
-    return grads, jax.tree.map(lambda x: x / loss_scale, rows), num_tokens
 
 
-def _spec(leaf: Declaration, recipe: Recipe) -> PartitionSpec:
+def accumulator(leaf: Declaration, recipe: Recipe) -> PartitionSpec:
     """How a gradient lies while micro-batches add to it: what is not yet summed stays unreduced."""
     spec = recipe.rules.gradient(leaf.axes)
     return PartitionSpec(*spec.partitions, unreduced=recipe.rules.partial(leaf.axes) - axes_of(spec))
-
-
-def _lay(value: jax.Array, leaf: Declaration, recipe: Recipe) -> jax.Array:
-    return jax.reshard(value.astype(recipe.reduction), _spec(leaf, recipe))
-
-
-def _split_rows(x: jax.Array, num: int) -> jax.Array:
-    """[B, T] -> [num, B / num, T], each micro-batch with rows of every device, so that nothing moves."""
-    return x.reshape(-1, num, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _join_rows(x: jax.Array) -> jax.Array:
-    """[num, B / num] -> [B]: what `_split_rows` did, undone."""
-    return x.swapaxes(0, 1).reshape(-1)

@@ -14,6 +14,7 @@ B batch, T sequence, C tokens of a chunk, D model, V vocabulary (over tensor).
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,8 +24,9 @@ from jax.sharding import PartitionSpec
 from jaxllm.config import LossConfig
 from jaxllm.layers.linear import weight_gradient
 from jaxllm.layers.param import Recipe, Tree
-from jaxllm.models.decoder import Decoder, merge
-from jaxllm.sharding import BATCH_AXES
+from jaxllm.models.decoder import PERIOD, Decoder, merge
+from jaxllm.models.stages import Stage
+from jaxllm.sharding import num_shards
 
 Batch = dict[str, jax.Array]
 """tokens, targets, positions, segments: int32[B, T]; weights: float32[B, T]."""
@@ -49,6 +51,20 @@ class Columns(NamedTuple):
     z_loss_BC: jax.Array
 
 
+class Parts(NamedTuple):
+    """An objective in three parts, for a pipeline. `ends` are the parameters outside the stages.
+
+    Attributes:
+        begin: (ends, micro-batch) -> x[B, T, D].
+        stage: (a stage's parameters, x, positions, segments) -> x.
+        end: (ends, x, micro-batch) -> (what is differentiated, its parts per sample).
+    """
+
+    begin: Callable[[Tree, Batch], jax.Array]
+    stage: Stage
+    end: Callable[[Tree, jax.Array, Batch], tuple[jax.Array, Rows]]
+
+
 def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -> tuple[jax.Array, Rows]:
     """Next-token cross-entropy: what the gradient is taken of, and its parts per sample.
 
@@ -60,10 +76,32 @@ def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -
     """
     model = merge(decoder, params)
     x_BTD = model.blocks(model.embed(batch["tokens"]), batch["positions"], batch["segments"])
+    return next_token_loss(decoder, params, x_BTD, batch, config)
+
+
+def next_token_loss(
+    decoder: Decoder, params: Tree, x_BTD: jax.Array, batch: Batch, config: LossConfig
+) -> tuple[jax.Array, Rows]:
+    """`pretrain` from the last block's output on; of the parameters it needs the last norm's and the head's."""
+    model = merge(decoder, params)
     with jax.named_scope("loss"):
         return cross_entropy(
             model.final(x_BTD), model.head_weight(), batch["targets"], batch["weights"], config, decoder.recipe
         )
+
+
+def pretrain_parts(decoder: Decoder, config: LossConfig) -> Parts:
+    """`pretrain` in parts."""
+
+    def stage(slots: Tree, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        model = merge(decoder, {PERIOD: slots})
+        return model.repeats(list(model.period), x_BTD, positions_BT, segments_BT)
+
+    return Parts(
+        begin=lambda ends, batch: merge(decoder, ends).embed(batch["tokens"]),
+        stage=stage,
+        end=lambda ends, x_BTD, batch: next_token_loss(decoder, ends, x_BTD, batch, config),
+    )
 
 
 def cross_entropy(
@@ -85,9 +123,7 @@ def cross_entropy(
         recipe: rules and dtypes.
     """
     batch, length = targets_BT.shape
-    for axis in BATCH_AXES:
-        batch //= jax.sharding.get_abstract_mesh().shape[axis]
-    most = max(1, config.chunk // batch) if config.chunk else length
+    most = max(1, config.chunk // (batch // num_shards())) if config.chunk else length
     columns = next(size for size in range(min(most, length), 0, -1) if length % size == 0)
     x_BTD = jax.reshard(x_BTD, recipe.rules.activation("batch", "sequence", None))
     return _cross_entropy(x_BTD, weight_DV, targets_BT, weights_BT, config.z_loss, columns, recipe)
@@ -126,7 +162,7 @@ def _forward(
     weight_spec = jax.typeof(weight_DV).sharding.spec
     dweight_spec = PartitionSpec(*weight_spec.partitions, unreduced=weight_spec.reduced)
     whole = recipe.rules.activation("batch", "sequence", None)
-    partial = PartitionSpec(*whole.partitions, unreduced=recipe.rules.tensor)
+    partial = PartitionSpec(*whole.partitions, unreduced=recipe.rules.vocabulary)
 
     def body(
         carry: tuple[Columns, jax.Array], chunk: tuple[jax.Array, ...]

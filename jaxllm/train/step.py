@@ -20,11 +20,31 @@ from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.train.digests import digest
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.loss_scale import next_loss_scale
-from jaxllm.train.objectives import Batch, Rows, pretrain
+from jaxllm.train.objectives import Batch, Rows, pretrain, pretrain_parts
 from jaxllm.train.optim import global_norm
+from jaxllm.train.pipeline import pipeline
 from jaxllm.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
+
+
+def make_gradients(
+    decoder: Decoder, config: TrainConfig
+) -> Callable[[Tree, Batch, jax.Array], tuple[Tree, Rows, jax.Array]]:
+    """(params, batch, loss scale) -> what `accumulate` returns; by a pipeline where layers lie over stages."""
+    declared, recipe = declarations(decoder), decoder.recipe
+
+    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Rows]:
+        return pretrain(decoder, params, micro, config.loss)
+
+    def accumulated(params: Tree, batch: Batch, scale: jax.Array) -> tuple[Tree, Rows, jax.Array]:
+        return accumulate(objective, params, batch, scale, config.accumulate, declared, recipe)
+
+    def pipelined(params: Tree, batch: Batch, scale: jax.Array) -> tuple[Tree, Rows, jax.Array]:
+        parts = pretrain_parts(decoder, config.loss)
+        return pipeline(parts, params, batch, scale, config.accumulate, declared, recipe, config.pipeline)
+
+    return pipelined if recipe.rules.staged else accumulated
 
 
 def make_train_step(
@@ -43,9 +63,7 @@ def make_train_step(
     """
     declared, recipe = declarations(decoder), decoder.recipe
     rules = recipe.rules
-
-    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Rows]:
-        return pretrain(decoder, params, micro, config.loss)
+    gradients = make_gradients(decoder, config)
 
     def to_optimizer(params: Tree) -> Tree:
         return tree_map(lambda value, leaf: jax.reshard(value, rules.optimizer(leaf.axes)), params, declared)
@@ -55,7 +73,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = state.loss_scale.scale
-        grads, rows, num_tokens = accumulate(objective, state.params, batch, scale, config.accumulate, declared, recipe)
+        grads, rows, num_tokens = gradients(state.params, batch, scale)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_norm = global_norm(grads)
