@@ -47,14 +47,20 @@ def llama3_8b(
     batch_size: int = 64,
     accumulate: int = 1,
     kernel: str = "auto",
+    vocab_size: int = 128256,
+    **train: Any,
 ) -> Experiment:
-    """Llama 3 8B, by default with two of its layers and short sequences, which change no collective of a block."""
+    """Llama 3 8B, by default with two of its layers and short sequences, which change no collective of a block.
+
+    `train` are more fields of that section.
+    """
+    attention = {"kernel": kernel}
     tree = {
-        "model": {"preset": "llama3-8b", "num_layers": num_layers, "attention": {"kernel": kernel}},
+        "model": {"preset": "llama3-8b", "num_layers": num_layers, "vocab_size": vocab_size, "attention": attention},
         "data": {"phases": [{"sequence_length": sequence_length, "batch_size": batch_size, "steps": 100}]},
         "mesh": mesh,
         "optim": {"schedule": {"type": "cosine", "warmup_steps": 2}},
-        "train": {"accumulate": accumulate},
+        "train": {"accumulate": accumulate, **train},
     }
     return load(tree, presets=PRESETS)
 

@@ -36,6 +36,8 @@ MAY_CHANGE: tuple[Freedom, ...] = (
     Freedom("data.store", "a store may be moved; its manifest says whether it is the same"),
     Freedom("data.phases.*.steps", "a run may be made longer or shorter; the schedule follows"),
     Freedom("data.phases.*.tokens", "a run may be made longer or shorter; the schedule follows"),
+    Freedom("train.accumulate", "the same sums in another order"),
+    Freedom("train.pipeline", "the same sums in another order"),
     Freedom("train.unroll", "the same sums, compiled another way"),
     Freedom("train.remat", "the same values, computed once or twice"),
     Freedom("train.loss.chunk", "the same loss, in pieces of another size"),

@@ -75,7 +75,10 @@ def _cutter(sharding: NamedSharding, shape: tuple[int, ...], stacked: bool) -> A
     split = NamedSharding(sharding.mesh, spec)
 
     def take(x: jax.Array) -> list[jax.Array]:
-        return [jax.reshard(one, split) for one in ([x[i] for i in range(shape[0])] if stacked else [x])]
+        x = jax.reshard(
+            x, PartitionSpec(*[None] * stacked, *spec.partitions)
+        )  # a layer is not cut out of another's stage
+        return [x[i] for i in range(shape[0])] if stacked else [x]
 
     return jax.jit(take, out_shardings=split.with_memory_kind("pinned_host"))
 
