@@ -235,7 +235,7 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
     least = math.prod(size for size in mesh.shape if size != -1)
     sizes = sharding.resolve(mesh, num_devices or least)
     sharding.check_model(model, sizes)
-    rows = -(-phase.batch_size // experiment.train.accumulate // math.prod(sizes[axis] for axis in sharding.BATCH_AXES))
+    pieces = experiment.train.accumulate * math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
     numbers = summary.summarise(
         model,
         phase.sequence_length,
@@ -245,7 +245,7 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
         mesh=sizes,
         zero=mesh.zero,
         sequence_parallel=mesh.sequence_parallel,
-        tokens=rows * phase.sequence_length,
+        tokens=max(-(-one.batch_size // pieces) * one.sequence_length for one in experiment.data.phases),
     )
     return {"devices": math.prod(sizes.values()), "mesh": sizes, **numbers}
 

@@ -288,9 +288,14 @@ def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
 
 
 def check_batch(
-    batch_size: int, accumulate: int, sequence_length: int, sizes: Mapping[str, int], sequence_parallel: bool
+    batch_size: int,
+    accumulate: int,
+    sequence_length: int,
+    sizes: Mapping[str, int],
+    sequence_parallel: bool,
+    phase: int = 0,
 ) -> None:
-    """Refuse a batch that the mesh cannot split evenly.
+    """Refuse a phase's batch that the mesh cannot split evenly.
 
     Raises:
         ValueError: naming the mesh axes, the field and both numbers.
@@ -299,12 +304,12 @@ def check_batch(
     if batch_size // accumulate % rows:
         micro = f"batch_size {batch_size} / train.accumulate {accumulate} = {batch_size // accumulate} samples"
         raise ValueError(
-            f"data.phases.0.batch_size = {batch_size}: mesh.data x mesh.fsdp x mesh.expert = {rows} does not divide "
-            f"a micro-batch ({micro}); use a multiple of {rows * accumulate}"
+            f"data.phases.{phase}.batch_size = {batch_size}: mesh.data x mesh.fsdp x mesh.expert = {rows} does not "
+            f"divide a micro-batch ({micro}); use a multiple of {rows * accumulate}"
         )
     columns = sizes["context"] * (sizes["tensor"] if sequence_parallel else 1)
     if sequence_length % columns:
         raise ValueError(
-            f"data.phases.0.sequence_length = {sequence_length}: it must be a multiple of {columns} "
+            f"data.phases.{phase}.sequence_length = {sequence_length}: it must be a multiple of {columns} "
             "(mesh.context, and mesh.tensor with mesh.sequence_parallel)"
         )

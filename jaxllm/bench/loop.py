@@ -74,7 +74,7 @@ def text(result: dict[str, Any]) -> str:
 def _shortened(experiment: Experiment, num_steps: int, directory: Path) -> Experiment:
     """So many steps of the experiment's first phase, in a directory of its own, and nothing but steps."""
     replace = msgspec.structs.replace
-    phase = replace(experiment.data.phases[0], steps=num_steps)
+    phase = replace(experiment.data.phases[0], steps=num_steps, tokens=0)
     return replace(
         experiment,
         run=replace(experiment.run, directory=str(directory)),

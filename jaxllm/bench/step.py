@@ -154,6 +154,7 @@ def _batch(vocab_size: int, rows: int, length: int) -> dict[str, np.ndarray]:
         "weights": np.ones((rows, length), np.float32),
         "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         "segments": np.ones((rows, length), np.int32),
+        "sources": np.zeros(rows, np.int32),
     }
 
 

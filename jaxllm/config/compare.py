@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
+from jaxllm.config.data import DataConfig, PhaseConfig
 from jaxllm.config.dump import resolved
 from jaxllm.config.errors import ConfigError, show
 from jaxllm.config.experiment import Experiment
@@ -34,8 +37,7 @@ MAY_CHANGE: tuple[Freedom, ...] = (
     Freedom("mesh", "checkpoints and batches depend on no mesh"),
     Freedom("data.prefetch", "batches do not depend on when they are prepared"),
     Freedom("data.store", "a store may be moved; its manifest says whether it is the same"),
-    Freedom("data.phases.*.steps", "a run may be made longer or shorter; the schedule follows"),
-    Freedom("data.phases.*.tokens", "a run may be made longer or shorter; the schedule follows"),
+    Freedom("data.phases", "what is still to come: only what the run has seen must stay; the schedule follows"),
     Freedom("train.accumulate", "the same sums in another order"),
     Freedom("train.pipeline", "the same sums in another order"),
     Freedom("train.unroll", "the same sums, compiled another way"),
@@ -65,24 +67,57 @@ class Difference(NamedTuple):
     may_change: bool
 
 
-def differences(old: Experiment, new: Experiment) -> list[Difference]:
-    """All fields that two experiments disagree on, defaults included, in the schema's order."""
-    return [Difference(*found, _may_change(found[0])) for found in _compare(resolved(old), resolved(new), "")]
+def differences(old: Experiment, new: Experiment, step: int | None = None) -> list[Difference]:
+    """All fields that two experiments disagree on, defaults included, in the schema's order.
+
+    Args:
+        old, new: the experiments.
+        step: how many steps the run has made; None allows for all of the shorter experiment.
+    """
+    seen = min(old.data.num_steps, new.data.num_steps) if step is None else step
+    seen_stays = same_steps(old.data, new.data) >= seen
+
+    def may_change(key: str) -> bool:
+        return _may_change(key) and (seen_stays or not key.startswith("data.phases"))
+
+    return [Difference(*found, may_change(found[0])) for found in _compare(resolved(old), resolved(new), "")]
 
 
-def refuse_changes(old: Experiment, new: Experiment, where: str) -> None:
+def same_steps(old: DataConfig, new: DataConfig) -> int:
+    """The number of steps, from the first on, that see the same samples by the phases of both."""
+    if old.unit != new.unit:
+        return 0
+    steps = 0
+    for before, after in zip(old.phases, new.phases, strict=False):
+        if _without_length(before) != _without_length(after):
+            break
+        steps += min(before.num_steps, after.num_steps)
+        if before.num_steps != after.num_steps:
+            break
+    return steps
+
+
+def _without_length(phase: PhaseConfig) -> PhaseConfig:
+    return msgspec.structs.replace(phase, steps=1, tokens=0)
+
+
+def refuse_changes(old: Experiment, new: Experiment, where: str, step: int | None = None) -> None:
     """Let a run go on only with what may change in it.
 
     Args:
         old: what the run was started with.
         new: what it is to go on with.
         where: the run, for the sentence.
+        step: as of `differences`.
 
     Raises:
         ConfigError: a field differs that may not; the sentence names these, and those that may.
     """
-    found = differences(old, new)
+    found = differences(old, new, step)
     refused = [f"{one.key} = {show(one.new)} (was {show(one.old)})" for one in found if not one.may_change]
+    units = old.data.unit, new.data.unit
+    if units[0] != units[1] and refused:
+        refused.append(f"the least common multiple of all sequence_length = {units[1]} (was {units[0]})")
     allowed = [one.key for one in found if one.may_change]
     if refused:
         also = f", while {_listed(allowed)} may" if allowed else ""
@@ -94,8 +129,10 @@ def refuse_changes(old: Experiment, new: Experiment, where: str) -> None:
 
 def _compare(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        same_kind = old.get(TAG) == new.get(TAG)
-        for name in old if same_kind else [TAG]:
+        if old.get(TAG) == new.get(TAG) and old.keys() != new.keys():  # a table of names
+            yield key, old, new
+            return
+        for name in old if old.get(TAG) == new.get(TAG) else [TAG]:
             yield from _compare(old[name], new[name], f"{key}.{name}" if key else name)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):

@@ -1,8 +1,11 @@
 """Where text comes from, how it becomes tokens, and in what order a run sees them."""
 
+import math
+from collections.abc import Collection
 from typing import Literal
 
 from jaxllm.config.base import Choice, Section, require
+from jaxllm.config.errors import dotted, nearest
 
 EMBEDDED = "embedded:python"
 """The path of the corpus that every machine has: the running Python's standard library sources."""
@@ -79,16 +82,21 @@ class PhaseConfig(Section, frozen=True, kw_only=True):
     """A stretch of the run with one sequence length and one batch size.
 
     Attributes:
-        sequence_length: tokens of a sample.
+        sequence_length: tokens of a sample. The lengths of a run's phases had better divide each other: pieces of
+            their least common multiple are what is shuffled.
         batch_size: samples of a global batch, over all devices and micro-batches.
         steps: attempts that the phase lasts; or, instead,
         tokens: tokens that the phase lasts, rounded up to whole batches.
+        mixture: weights of the sources by name, as in { code = 3, books = 1 }: a source gives its weight's share of
+            the samples; empty means all sources, by their numbers of training tokens. A source that no phase takes
+            is for evaluation only.
     """
 
     sequence_length: int = 2048
     batch_size: int = 8
     steps: int = 0
     tokens: int = 0
+    mixture: dict[str, float] = {}  # noqa: RUF012 (msgspec copies it)
 
     def __post_init__(self) -> None:
         require(self.sequence_length >= 2, "sequence_length", self.sequence_length, "use 2 or more")
@@ -96,6 +104,13 @@ class PhaseConfig(Section, frozen=True, kw_only=True):
         require(self.steps >= 0, "steps", self.steps, "use 1 or more")
         require(self.tokens >= 0, "tokens", self.tokens, "use 1 or more")
         require((self.steps > 0) != (self.tokens > 0), "steps", self.steps, "give either steps or tokens, above 0")
+        for name, weight in self.mixture.items():
+            field = dotted(("mixture", name))
+            require(0 < weight < math.inf, field, weight, "use a weight above 0, or leave the source out")
+
+    def __hash__(self) -> int:  # dicts have none
+        numbers = self.sequence_length, self.batch_size, self.steps, self.tokens
+        return hash((numbers, frozenset(self.mixture.items())))
 
     @property
     def num_steps(self) -> int:
@@ -129,10 +144,13 @@ class DataConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require(len(self.sources) >= 1, "sources", [], "give at least one source")
-        names = [source.name or source.path for source in self.sources]
+        names = self.source_names
         require(len(set(names)) == len(names), "sources", names, "two sources have one name; name them apart")
         require(len(self.phases) >= 1, "phases", [], "give one phase, with sequence_length, batch_size and steps")
-        require(len(self.phases) == 1, "phases", len(self.phases), "more than one phase is not built yet; give one")
+        for index, phase in enumerate(self.phases):
+            for name, weight in phase.mixture.items():
+                field = dotted(("phases", index, "mixture", name))
+                require(name in names, field, weight, f"no source is called so; {_meant(name, names)}")
         require(
             0 < self.held_out_fraction < 1,
             "held_out_fraction",
@@ -143,6 +161,37 @@ class DataConfig(Section, frozen=True, kw_only=True):
         require(self.prefetch >= 1, "prefetch", self.prefetch, "use 1 or more")
 
     @property
+    def source_names(self) -> list[str]:
+        """What the sources are called, in their order."""
+        return [source.name or source.path for source in self.sources]
+
+    @property
     def num_steps(self) -> int:
         """Batches of all phases: attempts of the run."""
         return sum(phase.num_steps for phase in self.phases)
+
+    @property
+    def unit(self) -> int:
+        """Tokens of a piece that holds a whole number of samples of every phase."""
+        return math.lcm(*(phase.sequence_length for phase in self.phases))
+
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """The phase of a step, counted from 0, and the steps before that phase; the last goes on without end."""
+        before = 0
+        for index, phase in enumerate(self.phases[:-1]):
+            if step < before + phase.num_steps:
+                return index, before
+            before += phase.num_steps
+        return len(self.phases) - 1, before
+
+    def num_tokens(self, num_steps: int) -> int:
+        """Tokens of the first so many steps."""
+        index, before = self.phase_of(max(num_steps - 1, 0))
+        steps = [*(phase.num_steps for phase in self.phases[:index]), num_steps - before]
+        sizes = [phase.batch_size * phase.sequence_length for phase in self.phases]
+        return sum(num * size for num, size in zip(steps, sizes, strict=False))
+
+
+def _meant(name: str, names: Collection[str]) -> str:
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else f"the sources are {', '.join(names)}"

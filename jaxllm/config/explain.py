@@ -25,6 +25,7 @@ from jaxllm.config.schema import (
     places,
     sections_of,
     texts,
+    values,
 )
 
 type Path = tuple[str | int, ...]
@@ -66,6 +67,9 @@ def first_problem(value: object, declared: types.Type, path: Path) -> str | None
         return _section_problem(value, sections, path)
     if isinstance(value, list | tuple) and lists:
         problems = (first_problem(entry, lists[0], (*path, index)) for index, entry in enumerate(value))
+        return next((problem for problem in problems if problem), None)
+    if isinstance(value, Mapping) and (entry := values(declared)):
+        problems = (first_problem(below, entry[0], (*path, name)) for name, below in value.items())
         return next((problem for problem in problems if problem), None)
     if any(_fits(value, kind) for kind in alternatives(declared)):
         return None

@@ -7,7 +7,7 @@ from msgspec import inspect as types
 
 from jaxllm.config.errors import ConfigError, dotted, show
 from jaxllm.config.explain import unknown_field
-from jaxllm.config.schema import EXPERIMENT, NONE, TAG, fields, in_words, items, parse_text, sections_of
+from jaxllm.config.schema import EXPERIMENT, NONE, TAG, fields, in_words, items, parse_text, sections_of, values
 from jaxllm.config.tree import merge
 
 type Place = tuple[str, ...]
@@ -38,9 +38,14 @@ def _put(node: object, declared: list[types.Type], path: Place, parts: Place, va
 
     `declared` holds the types that the node may have: more than one where a name belongs to several kinds of a union.
     """
+    tables = [entry for one in declared for entry in values(one)]
     if not parts:
         value = parse_text(value, declared) if isinstance(value, str) else value
-        return merge(node, value) if isinstance(node, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(node, Mapping) and isinstance(value, Mapping) and not tables:  # a table of names is one value
+            return merge(node, value)
+        return value
+    if tables and (node is None or isinstance(node, Mapping)):
+        return {**(node or {}), ".".join(parts): parse_text(value, tables) if isinstance(value, str) else value}
     lists, kinds = items(declared), sections_of(declared)
     if not lists and not kinds:
         words = in_words(declared[0])

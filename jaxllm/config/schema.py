@@ -62,6 +62,11 @@ def items(declared: Iterable[types.Type]) -> list[types.Type]:
     return [kind.item_type for one in declared for kind in alternatives(one) if isinstance(kind, types.VarTupleType)]
 
 
+def values(declared: types.Type) -> list[types.Type]:
+    """What a table of names holds, where the field is one."""
+    return [kind.value_type for kind in alternatives(declared) if isinstance(kind, types.DictType)]
+
+
 def may_be_none(declared: types.Type) -> bool:
     """Whether the field may be switched off."""
     return any(isinstance(kind, types.NoneType) for kind in alternatives(declared))
@@ -103,6 +108,8 @@ def in_words(declared: types.Type) -> str:
             word = in_words(kind.item_type)
             choice = word.startswith("one of ")
             words.append(f"a list of {word.removeprefix('one of ') if choice else word.removeprefix('a ') + 's'}")
+        elif isinstance(kind, types.DictType):
+            words.append(f"a table of names, each with {in_words(kind.value_type)}")
         elif isinstance(kind, types.StructType):
             words += [] if "a section" in words else ["a section"]
         else:

@@ -1,39 +1,30 @@
 """Batches: which tokens a step sees, as a function of the store, the seed and the phases.
 
-The samples of a run are numbered from 0. Sample s of a phase belongs to epoch s // n, where n is the number of bins of
-the phase's length in all sources together, and is bin P(s mod n), where P is that epoch's permutation. So any batch is
-computed at once, without those before it: resuming costs nothing, and neither the mesh nor the number of processes
-changes what is trained on.
+Each step takes the next samples of its phase (see phases), as many as the phase's batches have. The number of its first
+sample, the cursor, is all that a resumed run needs to know; neither the mesh nor the number of processes changes what
+is trained on. The held-out split is read in its own order, in batches of the first phase's shape.
 """
 
-import functools
-from collections.abc import Generator
-from typing import NamedTuple
+from collections.abc import Callable, Generator
 
 import numpy as np
 
-from jaxllm.config import DataConfig
-from jaxllm.data.order import Permutation
+from jaxllm.config import DataConfig, PhaseConfig
 from jaxllm.data.packing import Bin, empty_bin, make_bin
+from jaxllm.data.phases import Location, Phases
 from jaxllm.data.split import SplitName
 from jaxllm.data.store import Store
 
 Batch = dict[str, np.ndarray]
-"""`tokens`, `targets`, `positions` and `segments` (int32) and `weights` (float32), each [B, T]; see packing.Bin."""
+"""`tokens`, `targets`, `positions` and `segments` (int32) and `weights` (float32), each [B, T]; see packing.Bin. Of the
+training split also `sources`, int32[B]: the source of each sample, by its place in the config."""
 
 _PADDING = -1
 
 
-class Location(NamedTuple):
-    """Where a sample comes from: the phase, the epoch in it, the source, and the bin of its stream; all from 0.
-
-    In the padding after the held-out split, source and bin are -1.
-    """
-
-    phase: int
-    epoch: int
-    source: int
-    bin: int
+def all_rows(num_rows: int) -> slice:
+    """The rows of a process that is alone."""
+    return slice(num_rows)
 
 
 class Batches:
@@ -43,55 +34,54 @@ class Batches:
         store: the tokens.
         config: phases, seed, shuffling and prefetching. Held-out batches have the shape of the first phase's.
         split: `train`, or `held_out`.
-        source: read this source alone, by its index; None reads all.
+        source: of the held-out split read this source alone, by its index; None reads all.
 
     Raises:
-        ValueError: the training split has fewer samples than a batch.
+        ValueError: as `Phases`.
     """
 
     def __init__(self, store: Store, config: DataConfig, split: SplitName = "train", source: int | None = None):
         self._streams = store.streams(split)[slice(None) if source is None else slice(source, source + 1)]
         self._config = config
-        self._train = split == "train"
         self._eos_id = store.manifest.tokenizer.eos_id
-        # Per phase, the number of bins in all sources before each source, and in all of them.
-        self._bins = [
-            np.cumsum([0, *(stream.num_bins(phase.sequence_length) for stream in self._streams)])
-            for phase in config.phases
-        ]
-        for index, (phase, bins) in enumerate(zip(config.phases, self._bins, strict=True)):
-            if self._train and bins[-1] < phase.batch_size:
-                raise ValueError(
-                    f"data.phases.{index}.batch_size = {phase.batch_size}: the training split has "
-                    f"{store.manifest.total('train', 'num_tokens'):,} tokens, {bins[-1]} samples of "
-                    f"{phase.sequence_length}: add text, or lower batch_size or sequence_length"
-                )
+        self._phases = None
+        if split == "train":
+            self._phases = Phases(config, [len(stream.tokens) for stream in self._streams])
+        length = config.phases[0].sequence_length
+        # The number of held-out bins in all sources before each source, and in all of them.
+        self._borders = np.cumsum([0, *(stream.num_bins(length) for stream in self._streams)])
 
     @property
     def num_batches(self) -> int:
         """Batches of the run; of the held-out split, those that hold every sample once."""
-        if self._train:
+        if self._phases:
             return self._config.num_steps
-        return -(-int(self._bins[0][-1]) // self._config.phases[0].batch_size)
+        return -(-int(self._borders[-1]) // self._config.phases[0].batch_size)
 
     @property
     def num_steps(self) -> int:
         """Another name of num_batches, for what counts attempts."""
         return self.num_batches
 
+    def phase(self, step: int) -> PhaseConfig:
+        """What shapes a step's batch, steps counted from 0."""
+        return self._config.phases[self._config.phase_of(step)[0] if self._phases else 0]
+
+    def shares(self, phase: int) -> dict[str, float]:
+        """The share of a phase's samples that each of its sources gives."""
+        assert self._phases
+        return self._phases.shares(phase)
+
     def cursor(self, step: int) -> int:
         """The number of the first sample of a step's batch."""
-        cursor = 0
-        for phase in self._config.phases:
-            if step < phase.num_steps or not self._train:
-                break
-            cursor += phase.num_steps * phase.batch_size
-            step -= phase.num_steps
-        return cursor + step * phase.batch_size
+        index, before = self._config.phase_of(step) if self._phases else (0, 0)
+        phases = self._config.phases
+        earlier = sum(phase.num_steps * phase.batch_size for phase in phases[:index])
+        return earlier + (step - before) * phases[index].batch_size
 
     def locate(self, sample: int) -> Location:
         """Where a sample comes from."""
-        phase, first = self._phase(sample)
+        phase, first = self._find(sample)
         epochs, sources, bins = self._locate(phase, np.array([sample - first]))
         return Location(phase, int(epochs[0]), int(sources[0]), int(bins[0]))
 
@@ -101,18 +91,24 @@ class Batches:
 
     def rows(self, cursor: int, row_slice: slice) -> Batch:
         """Some rows of the batch whose first sample is `cursor`; only these are read."""
-        phase, first = self._phase(cursor)
+        phase, first = self._find(cursor)
         length, batch_size = self._config.phases[phase].sequence_length, self._config.phases[phase].batch_size
         samples = np.arange(batch_size)[row_slice] + (cursor - first)
         _, sources, bins = self._locate(phase, samples)
         rows = [self._row(source, index, length) for source, index in zip(sources.tolist(), bins.tolist(), strict=True)]
-        return {field: np.stack([getattr(row, field) for row in rows]) for field in Bin._fields}
+        batch = {field: np.stack([getattr(row, field) for row in rows]) for field in Bin._fields}
+        return batch | ({"sources": sources.astype(np.int32)} if self._phases else {})
 
-    def iterate(self, start_step: int = 0, row_slice: slice = slice(None)) -> Generator[Batch]:
-        """The batches (or some rows of each) from a step on, prepared ahead of their use by Grain's threads."""
+    def iterate(self, start_step: int = 0, rows: Callable[[int], slice] = all_rows) -> Generator[Batch]:
+        """The batches from a step on, prepared ahead of their use by Grain's threads.
+
+        Args:
+            start_step: the first.
+            rows: from the number of a batch's rows to those that are wanted.
+        """
         import grain  # takes seconds to import, and brings jax along
 
-        steps = grain.MapDataset.source(_Steps(self, row_slice)).slice(slice(start_step, None))
+        steps = grain.MapDataset.source(_Steps(self, rows)).slice(slice(start_step, None))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._config.prefetch)
         iterator = iter(steps.to_iter_dataset(options))
         try:
@@ -120,32 +116,17 @@ class Batches:
         finally:
             iterator.close()
 
-    def _phase(self, sample: int) -> tuple[int, int]:
-        """The phase of a sample, and that phase's first sample; the last phase goes on without end."""
-        first = 0
-        for index, phase in enumerate(self._config.phases[:-1] if self._train else ()):
-            if sample < first + phase.num_steps * phase.batch_size:
-                return index, first
-            first += phase.num_steps * phase.batch_size
-        return (len(self._config.phases) - 1 if self._train else 0), first
+    def _find(self, sample: int) -> tuple[int, int]:
+        return self._phases.find(sample) if self._phases else (0, 0)
 
     def _locate(self, phase: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Epochs, sources and bins, each int64[n], of ascending samples, int64[n], counted from the phase's first."""
-        borders = self._bins[phase]
-        if not self._train:
-            indices = samples
-            epochs = np.zeros_like(samples)
-        else:
-            epochs, indices = np.divmod(samples, borders[-1])
-            if self._config.shuffle:
-                indices = indices.copy()
-                for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-                    order = _permutation(int(borders[-1]), self._config.seed, phase, epoch)
-                    indices[epochs == epoch] = order(indices[epochs == epoch])
-        sources = np.searchsorted(borders, indices, side="right") - 1
+        if self._phases:
+            return self._phases.locate(phase, samples)
+        sources = np.searchsorted(self._borders, samples, side="right") - 1
         padding = sources == len(self._streams)
-        bins = indices - borders[sources]
-        return epochs, np.where(padding, _PADDING, sources), np.where(padding, _PADDING, bins)
+        bins = samples - self._borders[sources]
+        return np.zeros_like(samples), np.where(padding, _PADDING, sources), np.where(padding, _PADDING, bins)
 
     def _row(self, source: int, index: int, length: int) -> Bin:
         if source == _PADDING:
@@ -153,19 +134,16 @@ class Batches:
         return make_bin(self._streams[source], index, length)
 
 
-_permutation = functools.lru_cache(maxsize=8)(Permutation)
-"""The same few epochs are asked for again and again."""
-
-
 class _Steps:
     """The batches by step, as Grain reads them."""
 
-    def __init__(self, batches: Batches, row_slice: slice):
+    def __init__(self, batches: Batches, rows: Callable[[int], slice]):
         self._batches = batches
-        self._row_slice = row_slice
+        self._rows = rows
 
     def __len__(self) -> int:
         return self._batches.num_batches
 
     def __getitem__(self, index: int) -> Batch:
-        return self._batches.rows(self._batches.cursor(index), self._row_slice)
+        row_slice = self._rows(self._batches.phase(index).batch_size)
+        return self._batches.rows(self._batches.cursor(index), row_slice)

@@ -28,7 +28,7 @@ FIELDS: Mapping[str, str] = {
     "positions": "int32",
     "segments": "int32",
 }
-"""The arrays of a batch and their dtypes."""
+"""The arrays of a batch that are [B, T], and their dtypes."""
 
 _INIT_OPTIONS = {"xla_backend_optimization_level": 2}
 """Random numbers are made once; at LLVM's highest level a CPU takes three to five times as long to compile them."""
@@ -56,13 +56,17 @@ class Program:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """How every array of a batch lies."""
+        """How an array [B, T] of a batch lies."""
         return NamedSharding(self.mesh, self.decoder.recipe.rules.activation("batch", "sequence"))
+
+    @property
+    def row_sharding(self) -> NamedSharding:
+        """How an array [B] of a batch lies."""
+        return NamedSharding(self.mesh, self.decoder.recipe.rules.activation("batch"))
 
     def rows(self, num_rows: int) -> slice:
         """The rows of a batch that this process's devices hold."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(*self.batch_sharding.spec.partitions[:1]))
-        indices = sharding.addressable_devices_indices_map((num_rows,)).values()
+        indices = self.row_sharding.addressable_devices_indices_map((num_rows,)).values()
         held = [index[0].indices(num_rows) for index in indices if index is not None]
         return slice(min(start for start, *_ in held), max(stop for _, stop, _ in held))
 
@@ -80,18 +84,20 @@ class Program:
             def part(index: tuple[slice, ...] | None) -> np.ndarray:
                 assert index is not None
                 start, stop, _ = index[0].indices(num_rows)
-                return value[start - first : stop - first, index[1]]
+                return value[start - first : stop - first, *index[1:]]
 
-            return jax.make_array_from_callback((num_rows, *value.shape[1:]), self.batch_sharding, part)
+            sharding = self.row_sharding if value.ndim == 1 else self.batch_sharding
+            return jax.make_array_from_callback((num_rows, *value.shape[1:]), sharding, part)
 
         return {name: place(value) for name, value in rows.items()}
 
     def abstract_batch(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a batch, for compiling without one."""
-        return {
+        batch = {
             name: jax.ShapeDtypeStruct((rows, length), dtype, sharding=self.batch_sharding)
             for name, dtype in FIELDS.items()
         }
+        return batch | {"sources": jax.ShapeDtypeStruct((rows,), "int32", sharding=self.row_sharding)}
 
     def abstract_state(self) -> TrainState:
         """The shapes and shardings of a state, without making one."""
@@ -137,19 +143,14 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
     mesh = sharding.make_mesh(experiment.mesh, devices)
     sizes = dict(mesh.shape)
     sharding.check_model(model, sizes)
-    train, phase = experiment.train, experiment.data.phases[0]
-    sharding.check_batch(
-        phase.batch_size, train.accumulate, phase.sequence_length, sizes, experiment.mesh.sequence_parallel
-    )
-    for block in model.blocks:
-        head_dim = model.head_dim(block.attention)
-        choose(
-            block.attention.kernel,
-            sharding.platform(mesh.abstract_mesh),
-            phase.sequence_length,
-            head_dim,
-            train.precision.compute,
-        )
+    train, platform = experiment.train, sharding.platform(mesh.abstract_mesh)
+    for index, phase in enumerate(experiment.data.phases):
+        length = phase.sequence_length
+        sequence_parallel = experiment.mesh.sequence_parallel
+        sharding.check_batch(phase.batch_size, train.accumulate, length, sizes, sequence_parallel, index)
+        for block in model.blocks:
+            head_dim = model.head_dim(block.attention)
+            choose(block.attention.kernel, platform, length, head_dim, train.precision.compute)
     rules = sharding.make_rules(experiment.mesh, sizes)
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)
@@ -157,7 +158,7 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
     optimizer = make_optimizer(experiment.optim, declarations(decoder), rules, precision.compute)
     rate = schedule(experiment.optim, experiment.data.num_steps)
     loss_scale = experiment.optim.loss_scale
-    step = make_train_step(decoder, optimizer, rate, train, loss_scale)
+    step = make_train_step(decoder, optimizer, rate, train, loss_scale, len(experiment.data.sources))
     return Program(
         mesh=mesh,
         decoder=decoder,

@@ -93,6 +93,16 @@ class Console:
         step = f"step {figures.integer(record['step'])}  "
         self._row(step, Text(self._clean(f"{name} loss {_quality(record)}")), indent=len(step))
 
+    def phase(self, record: Mapping[str, Any]) -> None:
+        """Show that a phase begins: the facts of a `phase` event."""
+        step = f"step {figures.integer(record['step'])}  "
+        shares = ", ".join(f"{name} {figures.percent(share)}" for name, share in record["shares"].items())
+        text = (
+            f"data.phases.{record['phase']} begins: {figures.integer(record['batch_size'])} samples of "
+            f"{figures.integer(record['sequence_length'])} tokens a step; {shares}"
+        )
+        self._row(step, Text(self._clean(text)), indent=len(step))
+
     def note(self, text: str) -> None:
         """Show one sentence about the run."""
         self._row("", Text(self._clean(text)), indent=0)
@@ -250,6 +260,7 @@ def _header(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("mesh", figures.mesh(facts["mesh"])))
     length = [f"{figures.integer(facts['steps'])} steps"] if "steps" in facts else []
     length += [f"{figures.count(facts['tokens'])} tokens"] if "tokens" in facts else []
+    length += [f"{facts['phases']} phases"] if facts.get("phases", 1) > 1 else []
     if length:
         rows.append(("training", ", ".join(length)))
     if facts.get("event") == "resumed":

@@ -22,6 +22,7 @@ from jaxllm.roofline.transformer import parameters
 from jaxllm.storage import LocalStorage
 from jaxllm.train import digests, environment, processes
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
+from jaxllm.train.catalogue import Catalogue
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
 from jaxllm.train.evaluation import WHOLE, Evaluation
@@ -32,9 +33,10 @@ from jaxllm.train.profile import Profile
 from jaxllm.train.records import Records
 from jaxllm.train.report import write_report
 from jaxllm.train.signals import Stop, stop_on_signals
+from jaxllm.train.stages import Stages
 from jaxllm.train.state import TrainState
-from jaxllm.train.throughput import Meter
 
+CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
 REPORT = "report.html"
 
@@ -125,12 +127,9 @@ class _Attempt:
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.force = force
         self.batches, self.num_steps = batches, batches.num_steps
-        phase = experiment.data.phases[0]
-        self.num_rows = phase.batch_size
-        self.tokens_per_step = phase.batch_size * phase.sequence_length
-        self.meter = Meter(model, program.mesh, experiment, self.tokens_per_step)
+        self.stages = Stages(experiment, model, program, batches)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
-        place = directory / "checkpoints"
+        place = directory / CHECKPOINTS
         self.checkpoints = Checkpoints(
             place, LocalStorage(place), model, experiment.checkpoint, console.note, lock.check
         )
@@ -193,7 +192,7 @@ class _Attempt:
     def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState]]:
         """Dispatch each step, then read and log the one before: yields the steps done and the state, until asked."""
         pending: tuple[int, dict[str, Any], Any, float] | None = None
-        feed = self.batches.iterate(start, self.program.rows(self.num_rows))
+        feed = self.batches.iterate(start, self.program.rows)
         for step in range(start, self.num_steps):
             if pending is None:
                 self.clock = time.perf_counter()  # what came between two steps, such as an evaluation, is no step's
@@ -201,7 +200,12 @@ class _Attempt:
             waited = time.perf_counter()
             batch = next(feed)
             waited = time.perf_counter() - waited
-            state, metrics = self.program.step(state, self.program.put(batch, self.num_rows))
+            batch = self.program.put(batch, self.batches.phase(step).batch_size)
+            if self.stages.is_border(step):
+                self.console.phase(self.records.event("phase", step, **self.stages.beginning(step)))
+            if self.stages.compile(step, state, batch):
+                self.clock = time.perf_counter() - waited
+            state, metrics = self.stages.run(state, batch)
             self.stop.at_once = False  # from here on there is something to save
             ballot = self.votes.cast(self.stop.asked, self.record.get("step_seconds", 0.0), waited)
             if pending is not None:
@@ -223,10 +227,9 @@ class _Attempt:
         return self.stop.asked if self.votes.alone else self.asked
 
     def _looks_at(self, step: int) -> bool:
-        """Whether an evaluation or a checkpoint follows: their time must not count as the step's."""
-        return self._due(step, self.experiment.evaluation.interval) or self._due(
-            step, self.experiment.checkpoint.interval
-        )
+        """Whether an evaluation, a checkpoint or another phase follows: their time must not count as the step's."""
+        intervals = self.experiment.evaluation.interval, self.experiment.checkpoint.interval
+        return any(self._due(step, interval) for interval in intervals) or self.stages.is_border(step)
 
     def _due(self, step: int, interval: int) -> bool:
         return bool(interval) and step % interval == 0
@@ -236,6 +239,7 @@ class _Attempt:
         values = jax.device_get(metrics)
         seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         digest = digests.text(values.pop("batch_digest"))
+        by_source = self.stages.by_source(values)
         values = {name: float(value) for name, value in values.items()}
         votes = self.votes.read(ballot)
         self.asked |= bool(votes[:, 0].any())
@@ -247,12 +251,12 @@ class _Attempt:
             "optimizer_step": int(values.pop("optimizer_step")),
             **values,
             "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
-            "tokens_seen": step * self.tokens_per_step,
-            **self.meter.read(seconds),
+            **self.stages.numbers(step - 1, seconds),
             "step_seconds": seconds,
             "data_seconds": waited,
             "data_cursor": self.batches.cursor(step - 1),
             "batch_digest": digest,
+            **by_source,
         }
         if not self.votes.alone:
             # Of a step's time the votes know that of the last one read.
@@ -331,9 +335,9 @@ class _Attempt:
             write_report([self.directory], report)
         self.console.finish(facts | {"report": report, "unigram_entropy": self.store.manifest.unigram_entropy})
         if already:
-            self.console.note(
-                f"The run was already at its last step, {step}; raise data.phases.0.steps to go on with it."
-            )
+            index, phase = len(self.experiment.data.phases) - 1, self.experiment.data.phases[-1]
+            field = f"data.phases.{index}.{'steps' if phase.steps else 'tokens'}"
+            self.console.note(f"The run was already at its last step, {step}; raise {field} to go on with it.")
             self.record = (read_metrics(self.directory) or [{}])[-1]
         if not self._is_saved(step):
             self.console.note(f"The last step is not saved: the last checkpoint is of step {self.saved}.")
@@ -348,12 +352,10 @@ class _Attempt:
             "devices": f"{number} x {device.device_kind}" if number > 1 else device.device_kind,
             "processes": jax.process_count(),
             "mesh": {axis: size for axis, size in self.program.mesh.shape.items() if size > 1},
-            "steps": self.num_steps,
-            "tokens": self.num_steps * self.tokens_per_step,
             "unigram_entropy": self.store.manifest.unigram_entropy,
             "store_digest": self.store.digest,
             "directory": str(self.directory),
-            **self.meter.facts,
+            **self.stages.facts,
         }
 
 
@@ -366,7 +368,9 @@ def _check_run(directory: Path, experiment: Experiment, force: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"run.directory = {str(directory)!r}: it is a file; name a directory")
     if (directory / CONFIG).exists() and not force:
-        refuse_changes(load(directory / CONFIG), experiment, str(directory))
+        saved = Catalogue(LocalStorage(directory / CHECKPOINTS)).candidates()
+        step = max((entry.step for entry in saved), default=0)
+        refuse_changes(load(directory / CONFIG), experiment, str(directory), step)
 
 
 def _progress(console: Console) -> Any:

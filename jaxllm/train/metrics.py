@@ -16,13 +16,17 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
     step_seconds, data_seconds             seconds of a step; of it, waiting for data
     mfu                                    a fraction, by the convention that the `started` event names
     memory_bytes                           peak of the fullest device
+    loss/NAME, tokens/NAME                 of several sources each: its mean loss in the step, and its valid tokens;
+                                           absent where it has none
     skipped                                1 where the update was dropped, else 0
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
 step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:
 
-    started, resumed     name, parameters, devices (text), mesh ({axis: size}), steps and tokens of the whole run,
-                         unigram_entropy (nats per token), mfu_convention (text), directory
+    started, resumed     name, parameters, devices (text), mesh ({axis: size}), steps, tokens and phases of the whole
+                         run, unigram_entropy (nats per token), mfu_convention (text), directory
+    phase                which begins behind the step: phase (from 0), sequence_length, batch_size, shares
+                         ({source: share of the samples})
     evaluated            set ("held_out", ...), loss, perplexity, bits_per_byte
     finished             loss, perplexity, bits_per_byte, seconds, prompt and sample (text)
 
@@ -44,6 +48,7 @@ EVENTS = "events.jsonl"
 EVENT_NAMES = (
     "started",
     "resumed",
+    "phase",
     "saved",
     "evaluated",
     "skipped",

@@ -53,13 +53,17 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     config: TrainConfig,
     loss_scale: LossScaleConfig,
+    num_sources: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step of pretraining.
 
-    The metrics are scalars, but for the first: batch_digest (uint32[2], which tokens were trained on, and where in the
-    batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm (before
-    clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step (accepted
-    updates so far) and loss_scale.
+    A batch may hold `sources` as well, int32[B], below `num_sources`; with several the metrics have source_loss and
+    source_tokens, float32[num_sources] each: a source's mean loss in this batch, 0 where it has no valid token.
+
+    The other metrics are scalars, but for the first: batch_digest (uint32[2], which tokens were trained on, and where
+    in the batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm
+    (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
+    (accepted updates so far) and loss_scale.
     """
     declared, recipe = declarations(decoder), decoder.recipe
     rules = recipe.rules
@@ -73,7 +77,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = state.loss_scale.scale
-        grads, rows, num_tokens = gradients(state.params, batch, scale)
+        tokens = {name: batch[name] for name in batch if name != "sources"}
+        grads, rows, num_tokens = gradients(state.params, tokens, scale)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_norm = global_norm(grads)
@@ -111,9 +116,19 @@ def make_train_step(
             "optimizer_step": state.optimizer_step,
             "loss_scale": scale,
         }
+        if num_sources > 1:
+            metrics |= _by_source(batch, rows, num_tokens, num_sources)
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     return step
+
+
+def _by_source(batch: Batch, rows: Rows, num_tokens: jax.Array, num_sources: int) -> Metrics:
+    """The mean loss over each source's valid tokens, and their number; a row's part of the loss is of all tokens'."""
+    is_of_BS = batch["sources"][:, None] == jnp.arange(num_sources)[None, :]
+    tokens_S = jnp.sum(jnp.where(is_of_BS, jnp.sum(batch["weights"], axis=1)[:, None], 0.0), axis=0)
+    parts_S = jnp.sum(jnp.where(is_of_BS, rows.loss[:, None], 0.0), axis=0)
+    return {"source_loss": parts_S * num_tokens / jnp.maximum(tokens_S, 1.0), "source_tokens": tokens_S}
 
 
 def _batch_digest(batch: Batch) -> jax.Array:

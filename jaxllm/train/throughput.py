@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxllm.config import Experiment, ModelConfig
+from jaxllm.config import ModelConfig, PhaseConfig
 from jaxllm.roofline.hardware import find_chip
 from jaxllm.roofline.transformer import Convention, flops_per_token
 from jaxllm.train import environment
@@ -14,23 +14,23 @@ CONVENTION = Convention.TORCHTITAN
 
 
 class Meter:
-    """Reads the throughput of a run's steps.
+    """Reads the throughput of a phase's steps.
 
     Args:
         model: counted.
         mesh: whose devices work.
-        experiment: sequence length and dtype.
-        tokens: of a step.
+        phase: shape of the batches.
+        compute: dtype of matrix products.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, experiment: Experiment, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, model: ModelConfig, mesh: Mesh, phase: PhaseConfig, compute: str) -> None:
+        self._tokens = phase.batch_size * phase.sequence_length
         devices = mesh.devices.flatten().tolist()
         self._num_devices = len(devices)
         self._local = [device for device in devices if device.process_index == jax.process_index()]
-        self._flops = flops_per_token(model, experiment.data.phases[0].sequence_length, CONVENTION)
+        self._flops = flops_per_token(model, phase.sequence_length, CONVENTION)
         chip = find_chip(devices[0].device_kind)
-        self._peak = chip.device_flops_per_second(experiment.train.precision.compute) if chip else None
+        self._peak = chip.device_flops_per_second(compute) if chip else None
 
     @property
     def facts(self) -> dict[str, str]:

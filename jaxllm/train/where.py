@@ -22,9 +22,9 @@ def where(directory: Path, step: int) -> dict[str, Any]:
         step: as metrics.jsonl counts, from 1.
 
     Returns:
-        step, cursor (the batch's first sample), digest, logged (whether the run logged this very digest for the step;
-        None where the step has no record) and rows: sample, source, bin, and its documents, each with the range of its
-        tokens that the row holds, the end not included.
+        step, phase (from 0), cursor (the batch's first sample), digest, logged (whether the run logged this very digest
+        for the step; None where the step has no record) and rows: sample, source, epoch (of the source), bin, and its
+        documents, each with the range of its tokens that the row holds, the end not included.
 
     Raises:
         ValueError: the directory holds no run, or the run has no such step.
@@ -55,13 +55,15 @@ def where(directory: Path, step: int) -> dict[str, Any]:
         {
             "sample": sample,
             "source": store.manifest.sources[place.source].name,
+            "epoch": place.epoch,
             "bin": place.bin,
             "documents": [{"document": names[place.source][number], "tokens": span} for number, *span in pieces],
         }
         for sample, place, pieces in rows
     ]
     logged = record["batch_digest"] == digest if record else None
-    return {"step": step, "cursor": cursor, "digest": digest, "logged": logged, "rows": described}
+    phase = data.phase_of(step - 1)[0]
+    return {"step": step, "phase": phase, "cursor": cursor, "digest": digest, "logged": logged, "rows": described}
 
 
 def _pieces(offsets: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
@@ -84,9 +86,10 @@ def text(found: dict[str, Any]) -> str:
     """The same as lines for people."""
     logged = {True: "as logged", False: "NOT what was logged: the data have changed", None: "the step was not logged"}
     lines = [
-        f"step {found['step']}: samples from {found['cursor']}, digest {found['digest']}, {logged[found['logged']]}"
+        f"step {found['step']}: data.phases.{found['phase']}, samples from {found['cursor']}, "
+        f"digest {found['digest']}, {logged[found['logged']]}"
     ]
     for row in found["rows"]:
-        lines.append(f"sample {row['sample']}  {row['source']}, bin {row['bin']}")
+        lines.append(f"sample {row['sample']}  {row['source']}, epoch {row['epoch']}, bin {row['bin']}")
         lines += [f"    {one['document']}  tokens {one['tokens'][0]} to {one['tokens'][1]}" for one in row["documents"]]
     return "\n".join(lines)

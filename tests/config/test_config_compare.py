@@ -95,6 +95,48 @@ def test_a_run_may_be_counted_in_tokens_from_now_on(tree):
     ]
 
 
+def phases(tree, *given):
+    """The experiment with phases of (steps, sequence length, batch size, weight of the source `a`)."""
+    names = "steps", "sequence_length", "batch_size"
+    listed = [dict(zip(names, one, strict=False), mixture={"a": one[3], "b": 1}) for one in given]
+    return load({**tree, "data": {"sources": [{"path": "a"}, {"path": "b"}], "phases": listed}})
+
+
+OLD = ((10, 64, 8, 1), (5, 128, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("step", "new"),
+    [
+        (None, (OLD[0], (9, 128, 4, 2))),
+        (None, (*OLD, (7, 32, 2, 1))),
+        (None, (OLD[0], (9, 128, 4, 2), (7, 32, 2, 1))),
+        (12, (OLD[0], (2, 128, 4, 2), (7, 128, 2, 1))),
+        (10, (OLD[0], (5, 128, 8, 3))),
+        (9, ((9, 64, 8, 1), OLD[1])),
+    ],
+    ids=["longer", "one more", "longer and one more", "shortened to here", "not begun", "this one ends here"],
+)
+def test_phases_that_are_still_to_come_may_change(tree, step, new):
+    refuse_changes(phases(tree, *OLD), phases(tree, *new), "runs/x", step)
+
+
+@pytest.mark.parametrize(
+    ("step", "new", "named"),
+    [
+        (None, ((11, 64, 8, 1), OLD[1]), r"data.phases.0.steps = 11 \(was 10\)"),
+        (None, (OLD[0], (5, 128, 4, 3)), r"data.phases.1.mixture.a = 3.0 \(was 2.0\)"),
+        (11, (OLD[0], (5, 128, 8, 2)), r"data.phases.1.batch_size = 8 \(was 4\)"),
+        (13, (OLD[0], (2, 128, 4, 2), (7, 32, 2, 1)), r"data.phases = \[.*"),
+        (1, (*OLD, (7, 384, 2, 1)), r"the least common multiple of all sequence_length = 384 \(was 128\)"),
+    ],
+    ids=["an earlier one longer", "another weight", "begun", "shortened too far", "another unit"],
+)
+def test_phases_that_the_run_has_seen_may_not_change(tree, step, new, named):
+    with pytest.raises(ConfigError, match=rf"^runs/x: .*{named}.* may not change when a run goes on"):
+        refuse_changes(phases(tree, *OLD), phases(tree, *new), "runs/x", step)
+
+
 def test_kinds_and_lists_are_one_difference(tree):
     old = load(tree)
     new = load(tree, {"optim.optimizer.type": "muon", "model.period": [{}]})

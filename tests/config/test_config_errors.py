@@ -76,7 +76,7 @@ def sentence(*arguments, **keywords) -> str:
         (
             {"data.phases": {"steps": 5}},
             "data.phases = {steps = 5}: expected a list of sections "
-            "([[data.phases]] with sequence_length, batch_size, steps, tokens), got a section",
+            "([[data.phases]] with sequence_length, batch_size, steps, tokens, mixture), got a section",
         ),
         (
             {"model.attention.rope.scaling": "linear"},
@@ -111,6 +111,26 @@ def sentence(*arguments, **keywords) -> str:
             "data.phases.0.batch_size = 8: it must be a multiple of train.accumulate = 3",
         ),
         (
+            {"data.phases.0.mixture": {"pyton": 2}},
+            "data.phases.0.mixture.pyton = 2.0: no source is called so; did you mean python?",
+        ),
+        (
+            {"data.phases.0.mixture.*/a.txt": "1"},
+            'data.phases.0.mixture."*/a.txt" = 1.0: no source is called so; the sources are python',
+        ),
+        (
+            {"data.phases.0.mixture.python": "0"},
+            "data.phases.0.mixture.python = 0.0: use a weight above 0, or leave the source out",
+        ),
+        (
+            {"data.phases.0.mixture.python": "much"},
+            'data.phases.0.mixture.python = "much": expected a number, got text',
+        ),
+        (
+            {"data.phases.0.mixture": "python"},
+            'data.phases.0.mixture = "python": expected a table of names, each with a number, got text',
+        ),
+        (
             {"model.prefix": [{"attention": {"num_heads": 6}}]},
             "model.prefix.0.attention.num_heads = 6: d_model = 64 does not split into heads of an even width; "
             "set attention.head_dim",
@@ -141,7 +161,8 @@ def test_what_is_missing(smallest):
     smallest["data"] = {}
     assert sentence(smallest) == (
         "data.phases is missing: give a list of sections "
-        "([[data.phases]] with sequence_length, batch_size, steps, tokens; what is trained on, one after the other)"
+        "([[data.phases]] with sequence_length, batch_size, steps, tokens, mixture; "
+        "what is trained on, one after the other)"
     )
     smallest["model"] = {}
     assert sentence(smallest) == "model.d_model is missing: give a whole number (width of the residual stream)"

@@ -43,6 +43,7 @@ WRONG: dict[type[types.Type], tuple[Any, ...]] = {
     types.LiteralType: ("no such choice", 99, True, []),
     types.StructType: (5, "text", [1]),
     types.VarTupleType: (5, "text", [5]),
+    types.DictType: (5, "text", [5]),
 }
 
 type Path = tuple[str | int, ...]
@@ -59,7 +60,7 @@ class Spot(NamedTuple):
 def spots(value: Any, declared: types.Type, path: Path = ()) -> Iterator[Spot]:
     for index, entry in enumerate(value if isinstance(value, list) else ()):
         yield from spots(entry, items([declared])[0], (*path, index))
-    if isinstance(value, dict):
+    if isinstance(value, dict) and sections_of([declared]):
         section = kind_of(sections_of([declared]), value.get(TAG))
         assert section is not None
         known = frozenset(field.name for field in section.fields)

@@ -39,35 +39,28 @@ def test_a_batch_has_the_contract_s_arrays(store, config):
         "weights": ((4, 64), "float32"),
         "positions": ((4, 64), "int32"),
         "segments": ((4, 64), "int32"),
+        "sources": ((4,), "int32"),
     }
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_each_epoch_holds_every_token_once(store, config, shuffle):
-    config = make_config(store.directory, shuffle=shuffle)
-    batches, bins = Batches(store, config), num_bins(store, 64)
-    everything = Counter(int(token) for stream in store.streams("train") for token in stream.tokens)
+@pytest.mark.parametrize("source", [0, 1])
+def test_each_epoch_holds_every_token_once(store, source, shuffle):
+    name, stream = ("lines", "files")[source], store.streams("train")[source]
+    phase = PhaseConfig(sequence_length=64, batch_size=4, steps=50, mixture={name: 1})
+    batches, bins = Batches(store, make_config(store.directory, shuffle=shuffle, phases=(phase,))), stream.num_bins(64)
+    targets = Counter(map(int, stream.tokens))
+    targets.subtract(map(int, stream.tokens[stream.offsets[:-1].astype(int)]))  # every token but a document's first
     for epoch in range(3):
         locations = [batches.locate(sample) for sample in range(epoch * bins, (epoch + 1) * bins)]
-        assert {location.epoch for location in locations} == {epoch}
-        assert len({(location.source, location.bin) for location in locations}) == bins
-        seen = Counter()
+        assert {(location.epoch, location.source) for location in locations} == {(epoch, source)}
+        assert sorted(location.bin for location in locations) == list(range(bins))
+        seen, aimed = Counter(), Counter()
         for sample in range(epoch * bins, (epoch + 1) * bins):
-            seen += inputs(batches.rows(sample, slice(1)))
-        assert seen == everything
-
-
-def test_targets_of_an_epoch_are_every_token_but_the_first_of_each_document(store, config):
-    batches, expected = Batches(store, config), Counter()
-    for stream in store.streams("train"):
-        tokens = Counter(map(int, stream.tokens))
-        tokens.subtract(map(int, stream.tokens[stream.offsets[:-1].astype(int)]))
-        expected += tokens
-    seen = Counter()
-    for sample in range(num_bins(store, 64)):
-        row = batches.rows(sample, slice(1))
-        seen += Counter(row["targets"][row["weights"] > 0].tolist())
-    assert seen == expected
+            row = batches.rows(sample, slice(1))
+            seen += inputs(row)
+            aimed += Counter(row["targets"][row["weights"] > 0].tolist())
+        assert seen == Counter(map(int, stream.tokens)) and aimed == +targets
 
 
 def test_rows_are_the_bins_that_locate_names(store, config):
@@ -76,6 +69,7 @@ def test_rows_are_the_bins_that_locate_names(store, config):
         batch = batches.batch(cursor)
         for row in range(4):
             location = batches.locate(cursor + row)
+            assert batch["sources"][row] == location.source
             expected = make_bin(store.streams("train")[location.source], location.bin, 64)
             for name, array in expected._asdict().items():
                 np.testing.assert_array_equal(batch[name][row], array)
@@ -94,7 +88,6 @@ def test_epochs_and_seeds_have_their_own_orders_and_shuffling_may_be_off(store, 
     for first in range(len(orders)):
         for second in range(first):
             assert orders[first] != orders[second]
-    assert order(plain, 0) == order(plain, 1) == sorted(orders[0])
     assert order(Batches(store, config), 0) == orders[0]
 
 
@@ -118,9 +111,34 @@ def test_iteration_from_any_step_is_the_tail(store, config, start):
 
 def test_iteration_gives_a_process_its_rows(store, config):
     batches = Batches(store, config)
-    mine = list(batches.iterate(45, slice(2, 4)))
+    mine = list(batches.iterate(45, lambda num_rows: slice(num_rows // 2, num_rows)))
     assert equal(mine[0], batches.rows(45 * 4, slice(2, 4)))
     assert mine[0]["tokens"].shape == (2, 64)
+
+
+THREE = (
+    PhaseConfig(sequence_length=32, batch_size=6, steps=5, mixture={"lines": 3, "files": 1}),
+    PhaseConfig(sequence_length=64, batch_size=4, steps=4),
+    PhaseConfig(sequence_length=64, batch_size=2, steps=3, mixture={"files": 1}),
+)
+
+
+def test_three_phases_resume_anywhere_and_in_parts(store):
+    """Any step on its own, and put together from the rows of two processes, is what a run from the start sees."""
+    batches = Batches(store, make_config(store.directory, phases=THREE))
+    whole = list(batches.iterate())
+    assert [batch["tokens"].shape for batch in whole] == [(6, 32)] * 5 + [(4, 64)] * 4 + [(2, 64)] * 3
+    assert [batches.cursor(step) for step in range(13)] == [0, 6, 12, 18, 24, 30, 34, 38, 42, 46, 48, 50, 52]
+    sources = [np.concatenate([batch["sources"] for batch in part]) for part in (whole[:5], whole[5:9], whole[9:])]
+    assert [set(found.tolist()) for found in sources] == [{0, 1}, {0, 1}, {1}]
+    for start in (4, 5, 6, 8, 9, 11):
+        halves = [
+            Batches(store, make_config(store.directory, phases=THREE)).iterate(start, rows)
+            for rows in (lambda num: slice(num // 2), lambda num: slice(num // 2, num))
+        ]
+        for step, (first, second) in enumerate(zip(*halves, strict=True), start):
+            assert equal(whole[step], {name: np.concatenate([first[name], second[name]]) for name in first}), step
+            assert equal(whole[step], batches.batch(batches.cursor(step)))
 
 
 def test_starting_late_takes_no_longer(store):
@@ -169,6 +187,6 @@ def test_a_corpus_smaller_than_a_batch_is_refused(store):
         Batches(store, config)
     tokens = store.manifest.total("train", "num_tokens")
     assert str(caught.value) == (
-        f"data.phases.0.batch_size = {bins + 1}: the training split has {tokens:,} tokens, {bins} samples of 64: "
+        f"data.phases.0.batch_size = {bins + 1}: its sources have {tokens:,} tokens to train on, {bins} samples of 64: "
         "add text, or lower batch_size or sequence_length"
     )

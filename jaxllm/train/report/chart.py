@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 2000, 1000
 """Units of a drawing: two a pixel of a wide chart, so rounding to whole ones shows nowhere."""
 
 _FORMS = {"loss": figures.loss, "count": figures.count, "three_digits": figures.three_digits}
-_EVENTS = {"rolled_back": "rolled back", "saved": "checkpoint saved", "skipped": "update skipped"}
+_EVENTS = {"phase": "new phase", "rolled_back": "rolled back", "saved": "checkpoint saved", "skipped": "update skipped"}
 _LABEL_ROWS = 3
 # More dots than this touch each other.
 _CROWD = 100

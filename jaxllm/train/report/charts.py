@@ -4,13 +4,23 @@ import dataclasses
 import math
 
 from jaxllm.train import figures
-from jaxllm.train.report import pace
+from jaxllm.train.report import pace, sources
 from jaxllm.train.report.chart import Chart, Curve, Level
-from jaxllm.train.report.frame import Quantity, colour_of, columns_of, marks, padded, plain, span, steps, tokens
+from jaxllm.train.report.frame import (
+    Quantity,
+    colour_of,
+    columns_of,
+    marks,
+    padded,
+    plain,
+    smoothing_window,
+    span,
+    steps,
+    tokens,
+)
 from jaxllm.train.report.runs import Run
 from jaxllm.train.report.series import Axis, Points, interpolate, quantile, smooth, thin
 
-_SMOOTHED_SHARE = 0.01
 _LATER_PART = 0.2
 _SET_COLOURS = ("run-0", "run-2", "run-3", "run-4", "run-5", "run-6", "run-7")
 _TRAINING = (
@@ -31,17 +41,13 @@ def build(runs: list[Run]) -> list[Chart]:
         charts.append(_later_loss(later, runs))
     if len(runs) > 1 and not tokens(runs) and all(run.points("tokens_seen") for run in runs):
         charts.append(_loss_by_tokens(runs, loss, curves))
+    charts += sources.charts(runs)
     charts += _evaluations(runs, whole)
     charts += [plain(quantity, runs) for quantity in _TRAINING if any(run.points(quantity.field) for run in runs)]
     charts += pace.speed(runs)
     if any(run.points(_MEMORY.field) for run in runs):
         charts.append(plain(_MEMORY, runs))
     return charts + pace.processes(runs)
-
-
-def smoothing_window(num_points: int) -> int:
-    """Points that a smoothed curve averages: one in a hundred, an odd number."""
-    return 2 * round(_SMOOTHED_SHARE * num_points / 2) + 1
 
 
 def loss_top(points: Points, others: list[float]) -> float:

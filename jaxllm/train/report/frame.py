@@ -13,7 +13,14 @@ NUM_COLOURS = 8
 """Colours `run-0` to `run-7` of page.css; more runs use them again."""
 
 _COLUMNS = 1000
-_LABELS = {"resumed": "resumed", "spiked": "spiked", "rolled_back": "rolled back", "preempted": "preempted"}
+_SMOOTHED_SHARE = 0.01
+_LABELS = {
+    "resumed": "resumed",
+    "phase": "new phase",
+    "spiked": "spiked",
+    "rolled_back": "rolled back",
+    "preempted": "preempted",
+}
 _TICKS = ("saved", "skipped")
 
 
@@ -103,11 +110,18 @@ def marks(runs: list[Run]) -> list[Mark]:
         return []
     run = runs[0]
     known = [event for event in run.events if event["event"] in _LABELS or event["event"] in _TICKS]
-    return [
+    found = [
         Mark(event["step"], event["event"], _LABELS.get(event["event"], ""))
         for event in known
         if event["step"] <= run.last_step
     ]
+    # A run that was killed behind the border of a phase came to it again.
+    return [mark for index, mark in enumerate(found) if mark.kind != "phase" or mark not in found[:index]]
+
+
+def smoothing_window(num_points: int) -> int:
+    """Points that a smoothed curve averages: one in a hundred, an odd number."""
+    return 2 * round(_SMOOTHED_SHARE * num_points / 2) + 1
 
 
 def steps(num: int) -> str:

@@ -1,0 +1,78 @@
+"""What of a run changes from phase to phase: the shape of its batches, the compiled step, the meter."""
+
+from typing import Any
+
+import jax
+
+from jaxllm.config import Experiment, ModelConfig
+from jaxllm.data.batches import Batches
+from jaxllm.train.assemble import Program
+from jaxllm.train.objectives import Batch
+from jaxllm.train.state import TrainState
+from jaxllm.train.throughput import Meter
+
+
+class Stages:
+    """A run's phases as its loop meets them.
+
+    Args:
+        experiment: phases and dtype.
+        model: counted for the throughput.
+        program: whose step is compiled for each phase when it begins, so that no step's time holds it.
+        batches: of the run.
+    """
+
+    def __init__(self, experiment: Experiment, model: ModelConfig, program: Program, batches: Batches) -> None:
+        self._data, self._program, self._batches = experiment.data, program, batches
+        compute = experiment.train.precision.compute
+        self._meters = [Meter(model, program.mesh, phase, compute) for phase in experiment.data.phases]
+        self._current = -1
+        self._compiled: Any = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the whole run: steps, tokens, phases; and the convention of mfu, where there is one."""
+        steps = self._data.num_steps
+        whole = {"steps": steps, "tokens": self._data.num_tokens(steps), "phases": len(self._data.phases)}
+        return whole | self._meters[0].facts
+
+    def is_border(self, step: int) -> bool:
+        """Whether another phase begins behind so many steps."""
+        return step > 0 and self._data.phase_of(step)[1] == step
+
+    def beginning(self, step: int) -> dict[str, Any]:
+        """What an event says of the phase that begins behind so many steps."""
+        index = self._data.phase_of(step)[0]
+        phase = self._data.phases[index]
+        return {
+            "phase": index,
+            "sequence_length": phase.sequence_length,
+            "batch_size": phase.batch_size,
+            "shares": self._batches.shares(index),
+        }
+
+    def compile(self, step: int, state: TrainState, batch: Batch) -> bool:
+        """Compile the step (from 0) for its phase, unless that is done; returns whether it was not."""
+        index = self._data.phase_of(step)[0]
+        if index == self._current:
+            return False
+        self._compiled = self._program.step.lower(state, batch).compile()
+        self._current = index
+        return True
+
+    def run(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The step of the phase that was compiled last."""
+        return self._compiled(state, batch)
+
+    def numbers(self, step: int, seconds: float) -> dict[str, Any]:
+        """Of a step (from 0) that took so long: tokens_seen, and what the meter reads."""
+        meter = self._meters[self._data.phase_of(step)[0]]
+        return {"tokens_seen": self._data.num_tokens(step + 1), **meter.read(seconds)}
+
+    def by_source(self, values: dict[str, Any]) -> dict[str, float]:
+        """Takes source_loss and source_tokens out of a step's metrics: loss and tokens of each source that has any."""
+        losses, tokens = values.pop("source_loss", ()), values.pop("source_tokens", ())
+        found = [one for one in zip(self._data.source_names, losses, tokens, strict=False) if one[2]]
+        return {f"loss/{name}": float(loss) for name, loss, _ in found} | {
+            f"tokens/{name}": int(num) for name, _, num in found
+        }
