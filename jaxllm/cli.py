@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("config", help="experiment with a checkpoint.interval; seconds long is enough")
     kill.add_argument("--kills", type=int, default=30, help="how often (30)")
     kill.add_argument("--in-write", type=int, default=10, help="of them, while a checkpoint is written (10)")
+    kill.add_argument("--at", type=int, nargs="+", default=(), metavar="STEP", help="when these are logged instead")
     kill.add_argument("--processes", type=int, default=1, help="of the run (1)")
     kill.add_argument("--devices", type=int, default=0, help="simulated CPU devices of each process")
     kill.add_argument("--json", action="store_true", help="for programs")
@@ -314,6 +315,7 @@ def _bench_kill(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.in_write,
         arguments.processes,
         arguments.devices,
+        arguments.at,
     )
     print(json.dumps(result, indent=2) if arguments.json else kill.text(result))
     return DONE if not result["differing"] and result["most_lost"] <= result["bound"] else FAILED

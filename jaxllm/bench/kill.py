@@ -2,9 +2,9 @@
 
 Both train the same experiment in processes of their own. One is never disturbed; the other is killed with SIGKILL at
 random moments of its start and its training, and, for a part of the kills, in the midst of writing a checkpoint, and
-started again each time. In the end every step's loss, of its last attempt, must have the same bits in both, and a kill
-may cost at most the steps of two intervals between checkpoints: those since the last one, and those of a write in
-flight.
+started again each time. Or the steps to kill it at are given, such as those around a new phase. In the end every step's
+loss, of its last attempt, must have the same bits in both, and a kill may cost at most the steps of two intervals
+between checkpoints: those since the last one, and those of a write in flight.
 """
 
 import json
@@ -90,6 +90,7 @@ def measure(
     num_in_write: int = 10,
     num_processes: int = 1,
     num_devices: int = 0,
+    at: Sequence[int] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Kill a run and compare.
@@ -101,18 +102,21 @@ def measure(
         num_in_write: of them, in the midst of a checkpoint's write.
         num_processes: of the run, on this machine.
         num_devices: simulated devices of each process; 0 leaves the devices as they are.
+        at: kill as soon as each of these steps is logged, instead of at random.
         seed: of the moments.
 
     Returns:
-        kills, in_write (as it came), resumed (starts that went on from a checkpoint), steps, differing (steps whose
-        losses differ), most_lost (steps), bound.
+        kills, killed_at (the last step logged before each), in_write (as it came), resumed (starts that went on from a
+        checkpoint), steps, differing (steps whose losses differ), most_lost (steps), bound.
 
     Raises:
-        ValueError: the experiment saves no checkpoints, or an undisturbed run fails.
+        ValueError: the experiment saves no checkpoints, it has no such steps, or an undisturbed run fails.
     """
     interval, num_steps = experiment.checkpoint.interval, experiment.data.num_steps
     if not 0 < interval < num_steps:
         raise ValueError(f"checkpoint.interval = {interval}: use one below the run's {num_steps} steps")
+    if wrong := [step for step in at if not 0 < step < num_steps]:
+        raise ValueError(f"--at {wrong[0]}: name steps from 1 to {num_steps - 1}")
     draw = random.Random(seed)
     in_write = set(draw.sample(range(num_kills), min(num_in_write, num_kills)))
     with tempfile.TemporaryDirectory() as place:
@@ -121,15 +125,20 @@ def measure(
         began = time.monotonic()
         finish(runner.start(root / "whole"))
         usual = time.monotonic() - began
-        broken, writing = root / "broken", list[bool]()
-        for index in range(num_kills):
+        broken, writing, killed_at = root / "broken", list[bool](), list[int]()
+        for step in sorted(at):
+            writing.append(_kill_at(runner, broken, step))
+            killed_at.append(_last_record(broken)[1])
+        for index in range(0 if at else num_kills):
             low, high = (num_steps * (index + more) // (num_kills + 1) for more in (0, 1))
             writing.append(_kill(runner, broken, draw, index in in_write, usual, low, high))
+            killed_at.append(_last_record(broken)[1])
         finish(runner.start(broken))
         whole, again = (_losses(directory) for directory in (root / "whole", broken))
         starts = [event["step"] for event in read_events(broken) if event["event"] in ("started", "resumed")]
         return {
             "kills": len(writing),
+            "killed_at": killed_at,
             "in_write": sum(writing),
             "resumed": sum(step > 0 for step in starts),
             "processes": num_processes,
@@ -168,6 +177,21 @@ def _kill(
     return writing
 
 
+def _kill_at(runner: Runner, directory: Path, step: int) -> bool:
+    """Start, and kill when this start has logged a step: whether a checkpoint was being written then."""
+    leftovers, (attempt, _) = _unfinished(directory), _last_record(directory)
+    processes = runner.start(directory)
+    while all(process.poll() is None for process in processes):
+        now = _last_record(directory)
+        if now[0] > attempt and now[1] >= step:
+            break
+        time.sleep(_POLL)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    return bool(_unfinished(directory) - leftovers)
+
+
 def _unfinished(directory: Path) -> set[str]:
     """Checkpoints that lie there and are not committed: one that is written now, or what a kill left of one."""
     try:
@@ -175,6 +199,16 @@ def _unfinished(directory: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     return {place.name for place in places if not (place / "meta.json").exists()}
+
+
+def _last_record(directory: Path) -> tuple[int, int]:
+    """Attempt and step of the last whole line of metrics.jsonl; (-1, 0) without one."""
+    try:
+        *lines, _ = (directory / METRICS).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return -1, 0
+    last = json.loads(lines[-1]) if lines else {"attempt": -1, "step": 0}
+    return last["attempt"], last["step"]
 
 
 def _last_step(directory: Path) -> int:
@@ -204,9 +238,11 @@ def _most_lost(directory: Path) -> int:
 def text(result: dict[str, Any]) -> str:
     """A measurement as lines for people."""
     same = "bit for bit the same" if not result["differing"] else f"{result['differing']} of them DIFFERENT"
+    at = ", ".join(map(str, result["killed_at"]))
     return (
         f"{result['kills']} kills, {result['in_write']} of them in the midst of a write, "
         f"{result['processes']} processes; {result['resumed']} starts went on from a checkpoint\n"
+        f"killed at   step {at}\n"
         f"losses      {result['steps']} steps, {same}\n"
         f"lost        at most {result['most_lost']} steps a kill, bound {result['bound']}"
     )

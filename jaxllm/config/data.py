@@ -16,8 +16,9 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         path: a file, a directory, a glob, or `embedded:python`; relative paths start at the working directory.
-            Files may be compressed as .gz or .zst. `hf://datasets/OWNER/NAME/PATH` is fetched from the Hugging Face
-            hub.
+            `embedded:python/PATTERN` takes the modules whose path below the library's directory matches, where `*`
+            stands for any text. Files may be compressed as .gz or .zst. `hf://datasets/OWNER/NAME/PATH` is fetched
+            from the Hugging Face hub.
         name: how metrics and manifests call it; empty means the path.
         format: `auto` goes by the file's ending (.jsonl, .parquet, anything else text).
         text_field: the field or column of jsonl and parquet that holds the text.
@@ -33,6 +34,11 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require(self.path != "", "path", self.path, f"name a file, a directory, a glob or {EMBEDDED!r}")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is the corpus that every machine has, or a part of it."""
+        return self.path == EMBEDDED or self.path.startswith(f"{EMBEDDED}/")
 
 
 class SentencePieceTokenizer(Choice, frozen=True, kw_only=True, tag="sentencepiece"):

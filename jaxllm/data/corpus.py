@@ -12,7 +12,6 @@ from typing import NamedTuple
 import msgspec
 
 from jaxllm.config import SourceConfig
-from jaxllm.config.data import EMBEDDED
 from jaxllm.data.files import COMPRESSED, NotUtf8Error, SourceFile, find, read_lines, read_text
 
 _PARQUET_ROWS = 1024
@@ -58,7 +57,7 @@ def file_documents(source: SourceConfig, file: SourceFile) -> Iterator[Document]
     elif source.documents == "paragraph":
         found = _paragraphs(file)
     else:
-        found = _whole_file(file, skip_other_encodings=source.path == EMBEDDED)
+        found = _whole_file(file, skip_other_encodings=source.is_embedded)
     return (document for document in found if document.text and not document.text.isspace())
 
 

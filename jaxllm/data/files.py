@@ -6,6 +6,7 @@ may be cut into lines before it is decoded.
 """
 
 import contextlib
+import fnmatch
 import glob
 import gzip
 import io
@@ -58,8 +59,11 @@ def find(source: SourceConfig) -> list[SourceFile]:
     """
     place = fetch(source.path, "sources")
     path = pathlib.Path(place).expanduser()
-    if source.path == EMBEDDED:
-        files = _find_embedded()
+    if source.is_embedded:
+        pattern = source.path.removeprefix(EMBEDDED).removeprefix("/") or "*"
+        files = [file for file in _find_embedded() if fnmatch.fnmatchcase(file.name, pattern)]
+        if not files:
+            raise ValueError(f"sources: no file of {EMBEDDED} matches {source.path!r}: correct the pattern")
     elif path.is_dir():
         files = [_source_file(file, path) for file in _walk(path)]
     elif path.exists():

@@ -203,7 +203,7 @@ class _Attempt:
             batch = self.program.put(batch, self.batches.phase(step).batch_size)
             if self.stages.is_border(step):
                 self.console.phase(self.records.event("phase", step, **self.stages.beginning(step)))
-            if self.stages.compile(step, state, batch):
+            if self.stages.compile(state, batch):
                 self.clock = time.perf_counter() - waited
             state, metrics = self.stages.run(state, batch)
             self.stop.at_once = False  # from here on there is something to save

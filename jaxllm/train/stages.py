@@ -18,7 +18,7 @@ class Stages:
     Args:
         experiment: phases and dtype.
         model: counted for the throughput.
-        program: whose step is compiled for each phase when it begins, so that no step's time holds it.
+        program: whose step is compiled for each shape when its first phase begins, so that no step's time holds it.
         batches: of the run.
     """
 
@@ -26,8 +26,7 @@ class Stages:
         self._data, self._program, self._batches = experiment.data, program, batches
         compute = experiment.train.precision.compute
         self._meters = [Meter(model, program.mesh, phase, compute) for phase in experiment.data.phases]
-        self._current = -1
-        self._compiled: Any = None
+        self._compiled: dict[tuple[int, ...], Any] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -51,18 +50,17 @@ class Stages:
             "shares": self._batches.shares(index),
         }
 
-    def compile(self, step: int, state: TrainState, batch: Batch) -> bool:
-        """Compile the step (from 0) for its phase, unless that is done; returns whether it was not."""
-        index = self._data.phase_of(step)[0]
-        if index == self._current:
+    def compile(self, state: TrainState, batch: Batch) -> bool:
+        """Compile the step for a batch of this shape, unless that is done; returns whether it was not."""
+        shape = batch["tokens"].shape
+        if shape in self._compiled:
             return False
-        self._compiled = self._program.step.lower(state, batch).compile()
-        self._current = index
+        self._compiled[shape] = self._program.step.lower(state, batch).compile()
         return True
 
     def run(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The step of the phase that was compiled last."""
-        return self._compiled(state, batch)
+        """The compiled step."""
+        return self._compiled[batch["tokens"].shape](state, batch)
 
     def numbers(self, step: int, seconds: float) -> dict[str, Any]:
         """Of a step (from 0) that took so long: tokens_seen, and what the meter reads."""

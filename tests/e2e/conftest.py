@@ -40,20 +40,50 @@ interval = 4
 """
 
 
+PHASES = """
+base = "tiny.toml"
+
+[data]
+sources = [
+    {{ path = "{foxes}", documents = "line", name = "foxes" }},
+    {{ path = "{digits}", documents = "line", name = "digits" }},
+]
+store = ""
+phases = [
+    {{ sequence_length = 32, batch_size = 8, steps = 8, mixture = {{ foxes = 3, digits = 1 }} }},
+    {{ sequence_length = 64, batch_size = 2, steps = 8 }},
+    {{ sequence_length = 64, batch_size = 2, steps = 8, mixture = {{ digits = 1 }} }},
+]
+
+[model]
+num_layers = 1
+
+[evaluation]
+batches = 1
+sample_tokens = 0
+"""
+"""Two sources in three phases."""
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A directory with a text and a config that trains on it."""
     place = tmp_path_factory.mktemp("home")
     draw = random.Random(0)
     lines = (" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) for _ in range(400))
-    (place / "text.txt").write_text("\n".join(lines) + "\n")
-    (place / "tiny.toml").write_text(CONFIG.format(text=place / "text.txt", store=place / "store"))
+    (place / "foxes.txt").write_text("\n".join(lines) + "\n")
+    (place / "tiny.toml").write_text(CONFIG.format(text=place / "foxes.txt", store=place / "store"))
+    (place / "digits.txt").write_text("\n".join(" ".join(map(str, range(n, n + 12))) for n in range(200)) + "\n")
+    paths = {"foxes": place / "foxes.txt", "digits": place / "digits.txt"}
+    (place / "phases.toml").write_text(PHASES.format(**paths))
     run(["data", "build", "tiny.toml"], place)
     return place
 
 
-def start(arguments: list[str], cwd: pathlib.Path, devices: int = 1) -> subprocess.Popen[str]:
-    """`jaxllm ARGUMENTS` in its own process, on simulated devices."""
+def start(
+    arguments: list[str], cwd: pathlib.Path, devices: int = 1, code: str = "from jaxllm.cli import main; main()"
+) -> subprocess.Popen[str]:
+    """`jaxllm ARGUMENTS` in its own process, on simulated devices; or other code with these arguments."""
     # quick to compile: what the machine code is worth does not matter here
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     flags = f"--xla_force_host_platform_device_count={devices} {flags}"
@@ -63,7 +93,7 @@ def start(arguments: list[str], cwd: pathlib.Path, devices: int = 1) -> subproce
     # every run compiles the same few functions: once is enough
     environment["JAX_COMPILATION_CACHE_DIR"] = str(cwd / "compiled")
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    command = [sys.executable, "-c", "from jaxllm.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -36,7 +36,7 @@ def sentence(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int
         (["--optim.schedule.warmup_steps", "24"], ["warmup_steps = 24"]),
         (["--mesh.slices", "3"], ["mesh.slices = 3", "mesh.data"]),
         (["--model.attention.kernel", "cudnn"], ["model.attention.kernel", "cudnn", "auto"]),
-        (["--run.directory", "text.txt"], ["run.directory", "text.txt", "directory"]),
+        (["--run.directory", "foxes.txt"], ["run.directory", "foxes.txt", "directory"]),
         (["oops"], ["oops", "--section.field"]),
         (["--run.name"], ["--run.name", "value"]),
     ],
