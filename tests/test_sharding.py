@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from jaxllm import sharding
-from jaxllm.config import AXES, BlockConfig, MeshConfig, MLPConfig, ModelConfig
+from jaxllm.config import AXES, BlockConfig, MeshConfig, MLPConfig, ModelConfig, PhaseConfig
 from jaxllm.layers.param import Recipe
 from jaxllm.models import PRESETS
 from jaxllm.models.decoder import Decoder, declarations
@@ -127,6 +127,16 @@ def test_assembling_refuses_what_does_not_fit():
         config = tiny.experiment(mesh=mesh, shape=(12, tiny.LENGTH))
         with pytest.raises(ValueError, match=part):
             tiny.program(config)
+
+
+def test_assembling_looks_at_every_phase():
+    config = tiny.experiment()
+    phases = (*config.data.phases, PhaseConfig(batch_size=12, sequence_length=64, steps=1))
+    config = msgspec.structs.replace(
+        config, mesh=MeshConfig(fsdp=8), data=msgspec.structs.replace(config.data, phases=phases)
+    )
+    with pytest.raises(ValueError, match=r"^data\.phases\.1\.batch_size = 12: .* use a multiple of 8$"):
+        tiny.program(config)
 
 
 def test_two_dims_on_one_axis_are_refused():

@@ -117,13 +117,13 @@ def make_train_step(
             "loss_scale": scale,
         }
         if num_sources > 1:
-            metrics |= _by_source(batch, rows, num_tokens, num_sources)
+            metrics |= by_source(batch, rows, num_tokens, num_sources)
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     return step
 
 
-def _by_source(batch: Batch, rows: Rows, num_tokens: jax.Array, num_sources: int) -> Metrics:
+def by_source(batch: Batch, rows: Rows, num_tokens: jax.Array, num_sources: int) -> Metrics:
     """The mean loss over each source's valid tokens, and their number; a row's part of the loss is of all tokens'."""
     is_of_BS = batch["sources"][:, None] == jnp.arange(num_sources)[None, :]
     tokens_S = jnp.sum(jnp.where(is_of_BS, jnp.sum(batch["weights"], axis=1)[:, None], 0.0), axis=0)

@@ -45,6 +45,12 @@ def test_embedded_python_is_the_standard_library():
     assert names == sorted(names)
 
 
+def test_embedded_python_may_be_taken_in_parts():
+    names = [file.name for file in find(SourceConfig(path="embedded:python/json/*"))]
+    assert "json/decoder.py" in names and all(name.startswith("json/") for name in names)
+    refused("embedded:python/jsn/*", "embedded:python/jsn/*", "correct the pattern")
+
+
 def test_embedded_python_without_sources_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     refused("embedded:python", "embedded:python", str(tmp_path), "name another source")

@@ -42,6 +42,11 @@ def test_a_run_leaves_its_contract(unbroken: pathlib.Path) -> None:
     assert [records[step - 1]["data_cursor"] for step in (8, 9, 17, 24)] == [56, 64, 80, 94]
     assert {"loss/foxes", "loss/digits"} <= {name for record in records[:8] for name in record}
     assert "loss/foxes" not in records[-1]
+    for record in records:
+        tokens = {name: record.get(f"tokens/{name}", 0) for name in ("foxes", "digits")}
+        assert sum(tokens.values()) == record["tokens"]
+        parts = [num * record[f"loss/{name}"] for name, num in tokens.items() if num]
+        assert sum(parts) / record["tokens"] == pytest.approx(record["loss"], rel=1e-5)
     assert records[-1]["loss/digits"] == pytest.approx(records[-1]["loss"], rel=1e-6)
     names = [event["event"] for event in events]
     assert names[0] == "started" and names[-1] == "finished" and names.count("evaluated") == 3

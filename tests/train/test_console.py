@@ -200,3 +200,16 @@ def test_forced_colour_in_a_log_file_brings_no_live_line():
     console.step(record(1))
     console.close()
     assert "\x1b[?25l" not in file.getvalue() and "step 1/1,000" in file.getvalue()
+
+
+def test_a_new_phase_says_what_it_takes():
+    output = io.StringIO()
+    console = Console(Output(file=output, width=120))
+    console.start(FACTS | {"phases": 2})
+    facts = {"phase": 1, "sequence_length": 8192, "batch_size": 64, "shares": {"code": 0.75, "books": 0.25}}
+    console.phase({"event": "phase", "step": 400, **facts})
+    assert "1,000 steps, 8.19 M tokens, 2 phases" in output.getvalue()
+    assert (
+        "step 400  data.phases.1 begins: 64 samples of 8,192 tokens a step; code 75.0 %, books 25.0 %\n"
+        in output.getvalue()
+    )

@@ -164,6 +164,24 @@ def test_runs_of_other_batch_sizes_are_also_shown_by_tokens(tmp_path):
     assert "Loss by tokens" in Page(report(tmp_path, *runs)).texts["h2"]
 
 
+def test_sources_have_a_chart_and_a_new_phase_one_mark_a_chart(tmp_path):
+    run = make_run(tmp_path / "run")
+    with JsonLines(run / METRICS) as lines:
+        for step in range(301, 401):
+            part = {"loss/code": 2.5} if step < 350 else {"loss/books": 3.5}
+            lines.write({"attempt": 0, "step": step, "loss": 3.0, **part})
+    log = EventLog(run)
+    for attempt in (0, 1):
+        log.write("phase", attempt=attempt, step=350, phase=1)
+    log.close()
+    page = Page(report(tmp_path, run))
+    assert "Loss by source" in page.texts["h2"] and "code 2.5000" in page.texts["li"]
+    assert page.texts["span"].count("new phase") == 2, "in each of the two wide charts"
+    both = Page(report(tmp_path, run, make_run(tmp_path / "other")))
+    assert "Loss by source" not in both.texts["h2"]
+    assert "Loss by source" not in Page(report(tmp_path, tmp_path / "other")).texts["h2"]
+
+
 def test_runs_of_one_name_are_told_apart_by_directory(tmp_path):
     page = Page(report(tmp_path, make_run(tmp_path / "first"), make_run(tmp_path / "second")))
     assert str(tmp_path / "first") in page.texts["th"] and str(tmp_path / "second") in page.texts["th"]

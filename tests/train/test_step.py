@@ -11,6 +11,8 @@ import tiny
 from jaxllm.config import AdamW, Constant, LossConfig, LossScaleConfig, MeshConfig, OptimConfig, PrecisionConfig
 from jaxllm.layers.param import leaves
 from jaxllm.train.digests import text
+from jaxllm.train.objectives import Rows
+from jaxllm.train.step import by_source
 
 PEAK, DECAY = 0.02, 0.2
 OPTIM = OptimConfig(learning_rate=PEAK, schedule=Constant(warmup_steps=4), optimizer=AdamW(weight_decay=DECAY))
@@ -233,6 +235,22 @@ def test_a_step_on_a_mesh_is_one_device_s(first):
     for name in ("mu", "nu"):
         found, wanted = (dict(leaves(getattr(kept.optimizer["adam"], name))) for kept in (after, first[1]))
         tiny.assert_close(found, wanted, 1e-5)
+
+
+def test_losses_by_source_are_means_over_its_tokens_and_a_broken_source_breaks_no_other():
+    batch = tiny.make_batch() | {"sources": np.array([0, 2] * 8, np.int32)}
+    losses = np.arange(tiny.ROWS, dtype=np.float32)
+    losses[1] = np.nan
+    running = tiny.program(tiny.experiment(mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
+    num_tokens = batch["weights"].sum()
+    with jax.set_mesh(running.mesh):
+        placed = running.put(batch | {"losses": losses / num_tokens})
+        rows = Rows(placed["losses"], placed["losses"])
+        found = tiny.quick_jit(lambda given, parts: by_source(given, parts, jnp.asarray(num_tokens), 3))(placed, rows)
+    valid = batch["weights"].sum(axis=1)
+    assert found["source_tokens"].tolist() == [valid[::2].sum(), 0, valid[1::2].sum()]
+    wanted = [losses[::2].sum() / valid[::2].sum(), 0, np.nan]
+    assert found["source_loss"].tolist() == pytest.approx(wanted, rel=1e-5, nan_ok=True)
 
 
 def test_the_digest_tells_batches_apart(plain, first):
