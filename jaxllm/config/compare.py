@@ -114,10 +114,17 @@ def refuse_changes(old: Experiment, new: Experiment, where: str, step: int | Non
         ConfigError: a field differs that may not; the sentence names these, and those that may.
     """
     found = differences(old, new, step)
-    refused = [f"{one.key} = {show(one.new)} (was {show(one.old)})" for one in found if not one.may_change]
-    units = old.data.unit, new.data.unit
-    if units[0] != units[1] and refused:
-        refused.append(f"the least common multiple of all sequence_length = {units[1]} (was {units[0]})")
+    before, after = old.data.unit, new.data.unit
+    refused = []
+    for one in found:
+        if one.may_change:
+            continue
+        if one.key != "data.phases":
+            refused.append(f"{one.key} = {show(one.new)} (was {show(one.old)})")
+        elif before == after:
+            refused.append(f"the phases of the steps up to {step}" if step is not None else "the phases of its steps")
+    if before != after and any(not one.may_change for one in found):
+        refused.append(f"the least common multiple of all sequence_length = {after} (was {before})")
     allowed = [one.key for one in found if one.may_change]
     if refused:
         also = f", while {_listed(allowed)} may" if allowed else ""

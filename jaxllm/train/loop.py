@@ -29,11 +29,11 @@ from jaxllm.train.evaluation import WHOLE, Evaluation
 from jaxllm.train.lock import Lock
 from jaxllm.train.loggers import check_installed
 from jaxllm.train.metrics import read_events, read_metrics
+from jaxllm.train.phase_steps import PhaseSteps
 from jaxllm.train.profile import Profile
 from jaxllm.train.records import Records
 from jaxllm.train.report import write_report
 from jaxllm.train.signals import Stop, stop_on_signals
-from jaxllm.train.stages import Stages
 from jaxllm.train.state import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -127,7 +127,7 @@ class _Attempt:
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.force = force
         self.batches, self.num_steps = batches, batches.num_steps
-        self.stages = Stages(experiment, model, program, batches)
+        self.phases = PhaseSteps(experiment, model, program, batches)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
         place = directory / CHECKPOINTS
         self.checkpoints = Checkpoints(
@@ -201,11 +201,11 @@ class _Attempt:
             batch = next(feed)
             waited = time.perf_counter() - waited
             batch = self.program.put(batch, self.batches.phase(step).batch_size)
-            if self.stages.is_border(step):
-                self.console.phase(self.records.event("phase", step, **self.stages.beginning(step)))
-            if self.stages.compile(state, batch):
+            if self.phases.is_border(step):
+                self.console.phase(self.records.event("phase", step, **self.phases.beginning(step)))
+            if self.phases.compile(state, batch):
                 self.clock = time.perf_counter() - waited
-            state, metrics = self.stages.run(state, batch)
+            state, metrics = self.phases.run(state, batch)
             self.stop.at_once = False  # from here on there is something to save
             ballot = self.votes.cast(self.stop.asked, self.record.get("step_seconds", 0.0), waited)
             if pending is not None:
@@ -229,7 +229,7 @@ class _Attempt:
     def _looks_at(self, step: int) -> bool:
         """Whether an evaluation, a checkpoint or another phase follows: their time must not count as the step's."""
         intervals = self.experiment.evaluation.interval, self.experiment.checkpoint.interval
-        return any(self._due(step, interval) for interval in intervals) or self.stages.is_border(step)
+        return any(self._due(step, interval) for interval in intervals) or self.phases.is_border(step)
 
     def _due(self, step: int, interval: int) -> bool:
         return bool(interval) and step % interval == 0
@@ -239,7 +239,7 @@ class _Attempt:
         values = jax.device_get(metrics)
         seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         digest = digests.text(values.pop("batch_digest"))
-        by_source = self.stages.by_source(values)
+        by_source = self.phases.by_source(values)
         values = {name: float(value) for name, value in values.items()}
         votes = self.votes.read(ballot)
         self.asked |= bool(votes[:, 0].any())
@@ -251,7 +251,7 @@ class _Attempt:
             "optimizer_step": int(values.pop("optimizer_step")),
             **values,
             "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
-            **self.stages.numbers(step - 1, seconds),
+            **self.phases.numbers(step - 1, seconds),
             "step_seconds": seconds,
             "data_seconds": waited,
             "data_cursor": self.batches.cursor(step - 1),
@@ -355,7 +355,7 @@ class _Attempt:
             "unigram_entropy": self.store.manifest.unigram_entropy,
             "store_digest": self.store.digest,
             "directory": str(self.directory),
-            **self.stages.facts,
+            **self.phases.facts,
         }
 
 

@@ -1,4 +1,4 @@
-"""What of a run changes from phase to phase: the shape of its batches, the compiled step, the meter."""
+"""What of a run changes from phase to phase: the compiled step, the meter, what an event says."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxllm.train.state import TrainState
 from jaxllm.train.throughput import Meter
 
 
-class Stages:
+class PhaseSteps:
     """A run's phases as its loop meets them.
 
     Args:
