@@ -28,6 +28,8 @@ def test_equal_experiments_do_not_differ(tree):
 
 
 MAY = {
+    "train.accumulate": 2,
+    "train.pipeline": "gpipe",
     "run.name": "other",
     "run.directory": "elsewhere",
     "log.interval": 10,
@@ -62,7 +64,6 @@ MAY_NOT = {
     "optim.learning_rate": 0.1,
     "optim.optimizer.beta1": 0.5,
     "optim.schedule.warmup_steps": 5,
-    "train.accumulate": 2,
     "train.precision.compute": "float32",
     "train.loss.z_loss": 1e-4,
 }
