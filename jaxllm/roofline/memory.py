@@ -34,17 +34,17 @@ class Shards:
 
 
 def shards(sizes: Mapping[str, int], zero: Literal[1, 2, 3]) -> Shards:
-    """The shards of a mesh: tensor splits everything; fsdp and expert split what ZeRO's stage says.
+    """The shards of a mesh: pipe and tensor split everything; fsdp and expert split what ZeRO's stage says.
 
     Args:
         sizes: devices along each mesh axis, none of them -1; absent axes have one.
         zero: 3 parameters, gradients and optimizer state, 2 gradients and optimizer state, 1 optimizer state only.
     """
-    tensor = sizes.get("tensor", 1)
-    full = tensor * sizes.get("fsdp", 1) * sizes.get("expert", 1)
+    always = sizes.get("pipe", 1) * sizes.get("tensor", 1)
+    full = always * sizes.get("fsdp", 1) * sizes.get("expert", 1)
     return Shards(
-        parameters=full if zero == 3 else tensor,
-        gradients=full if zero >= 2 else tensor,
+        parameters=full if zero == 3 else always,
+        gradients=full if zero >= 2 else always,
         optimizer=full,
     )
 
@@ -101,6 +101,13 @@ def _share(values: int, pieces: int) -> int:
     return -(-values // pieces)
 
 
+def stage_inputs(num_stages: int, num_micro: int, schedule: Literal["1f1b", "gpipe"]) -> int:
+    """Micro-batches of which a stage of a pipeline keeps the input; with gpipe also the gradient of the last output."""
+    if num_stages == 1:
+        return 0
+    return 2 * num_stages - 1 if schedule == "1f1b" else 2 * num_micro + num_stages - 1
+
+
 def kv_cache_bytes(model: ModelConfig, tokens: int, bytes_per_element: int) -> int:
     """Keys and values of so many cached tokens, all sequences together: 2 x bytes x tokens x K H, summed over blocks.
 
@@ -110,7 +117,7 @@ def kv_cache_bytes(model: ModelConfig, tokens: int, bytes_per_element: int) -> i
     return 2 * bytes_per_element * tokens * sum(widths)
 
 
-def logits_bytes(model: ModelConfig, tokens: int, chunk: int, bytes_per_element: int, tensor: int = 1) -> int:
+def logits_bytes(model: ModelConfig, tokens: int, chunk: int, bytes_per_element: int, vocab: int = 1) -> int:
     """Logits in float32 and their gradient in the compute dtype, of as many tokens as have them at a time.
 
     Args:
@@ -118,13 +125,13 @@ def logits_bytes(model: ModelConfig, tokens: int, chunk: int, bytes_per_element:
         tokens: of a micro-batch on one device.
         chunk: `train.loss.chunk`: tokens whose logits exist at a time; 0 means all.
         bytes_per_element: of the compute dtype.
-        tensor: devices that the vocabulary is split over.
+        vocab: devices that the vocabulary is split over.
 
     Returns:
-        min(chunk, tokens) x V / tensor x (4 + bytes_per_element).
+        min(chunk, tokens) x V / vocab x (4 + bytes_per_element).
     """
     rows = min(chunk or tokens, tokens)
-    return rows * _share(vocabulary(model), tensor) * (BYTES["float32"] + bytes_per_element)
+    return rows * _share(vocabulary(model), vocab) * (BYTES["float32"] + bytes_per_element)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+import msgspec
+
 from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
-from jaxllm.roofline.memory import BYTES, activation_bytes, kv_cache_bytes, logits_bytes, shards, state_bytes
+from jaxllm.roofline.memory import (
+    BYTES,
+    activation_bytes,
+    kv_cache_bytes,
+    logits_bytes,
+    shards,
+    stage_inputs,
+    state_bytes,
+)
 from jaxllm.roofline.transformer import Convention, flops_per_token, parameters
 
 _TRAIN = TrainConfig()
@@ -52,11 +62,13 @@ def summarise(
     state = state_bytes(model, train.precision, optimizer, shards(mesh, zero))
     memory = asdict(state)
     if tokens:
-        tensor = mesh.get("tensor", 1)
-        kept = activation_bytes(model, tokens, train.remat, width, tensor, sequence_parallel)
+        tensor, pipe = mesh.get("tensor", 1), mesh.get("pipe", 1)
+        stage = msgspec.structs.replace(model, num_layers=model.num_layers // pipe)
+        kept = activation_bytes(stage, tokens, train.remat, width, tensor, sequence_parallel)
+        inputs = stage_inputs(pipe, train.accumulate, train.pipeline) * tokens * model.d_model * width
         memory |= {
-            "activations": kept.total,
-            "logits": logits_bytes(model, tokens, train.loss.chunk, width, tensor),
+            "activations": kept.total + inputs // (tensor if sequence_parallel else 1),
+            "logits": logits_bytes(model, tokens, train.loss.chunk, width, tensor * pipe),
         }
     return {
         "name": name,

@@ -258,6 +258,8 @@ def _header(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("devices", str(facts["devices"])))
     if "mesh" in facts:
         rows.append(("mesh", figures.mesh(facts["mesh"])))
+    if "pipeline_bubble" in facts:
+        rows.append(("bubble", f"{facts['pipeline_bubble']:.1%} of the ideal time: (pipe - 1) / train.accumulate"))
     length = [f"{figures.integer(facts['steps'])} steps"] if "steps" in facts else []
     length += [f"{figures.count(facts['tokens'])} tokens"] if "tokens" in facts else []
     length += [f"{facts['phases']} phases"] if facts.get("phases", 1) > 1 else []

@@ -19,6 +19,7 @@ from jaxllm.config import Experiment, ModelConfig, dump, load, refuse_changes, r
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
 from jaxllm.roofline.transformer import parameters
+from jaxllm.sharding import STAGES
 from jaxllm.storage import LocalStorage
 from jaxllm.train import digests, environment, processes
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
@@ -30,6 +31,7 @@ from jaxllm.train.lock import Lock
 from jaxllm.train.loggers import check_installed
 from jaxllm.train.metrics import read_events, read_metrics
 from jaxllm.train.phase_steps import PhaseSteps
+from jaxllm.train.pipeline import bubble
 from jaxllm.train.profile import Profile
 from jaxllm.train.records import Records
 from jaxllm.train.report import write_report
@@ -346,12 +348,14 @@ class _Attempt:
     def _facts(self) -> dict[str, Any]:
         """What the first event says of the run."""
         device, number = self.program.mesh.devices.flat[0], self.program.mesh.devices.size
+        stages = self.program.mesh.shape[STAGES]
         return {
             "name": self.experiment.run.name,
             "parameters": parameters(self.model).total,
             "devices": f"{number} x {device.device_kind}" if number > 1 else device.device_kind,
             "processes": jax.process_count(),
             "mesh": {axis: size for axis, size in self.program.mesh.shape.items() if size > 1},
+            **({"pipeline_bubble": bubble(stages, self.experiment.train.accumulate)} if stages > 1 else {}),
             "unigram_entropy": self.store.manifest.unigram_entropy,
             "store_digest": self.store.digest,
             "directory": str(self.directory),

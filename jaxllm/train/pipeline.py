@@ -45,6 +45,11 @@ class _Flow(NamedTuple):
     ends: Tree
 
 
+def bubble(num_stages: int, num_micro: int) -> float:
+    """Time lost to filling and draining, as a share of the time that the micro-batches alone would take."""
+    return (num_stages - 1) / num_micro
+
+
 def pipeline(
     parts: Parts,
     params: Tree,

@@ -29,7 +29,7 @@ def sentence(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int
         (["--mesh.fsdp", "16"], ["mesh.fsdp = 16", "16 devices", "8"]),
         (["--mesh.fsdp", "3"], ["mesh.fsdp = 3", "8 devices"]),
         (["--data.phases.0.batch_size", "6"], ["batch_size = 6", "mesh.fsdp"]),
-        (["--mesh.pipe", "2"], ["mesh.pipe = 2", "not built yet"]),
+        (["--mesh.pipe", "4"], ["mesh.pipe = 4", "num_layers = 2"]),
         (["--mesh.context", "2"], ["mesh.context = 2", "not built yet"]),
         (["--data.store", "nowhere"], ["data.store", "nowhere", "data build"]),
         (["--model.vocab_size", "100"], ["model.vocab_size = 100", "257"]),

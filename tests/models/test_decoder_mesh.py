@@ -69,7 +69,7 @@ def initial():
     """Initial parameters of one device."""
     alone = tiny.program(tiny.experiment())
     with jax.set_mesh(alone.mesh):
-        return dict(leaves(tiny.quick_jit(alone.init)(jax.random.key(0)).params))
+        return dict(leaves(alone.init(jax.random.key(0)).params))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_initial_values_are_those_of_one_device_and_lie_where_the_types_say(name
     running = tiny.program(tiny.experiment(mesh=mesh))
     with jax.set_mesh(running.mesh):
         promised = running.abstract_state()
-        state = tiny.quick_jit(running.init)(jax.random.key(0))
+        state = running.init(jax.random.key(0))
     for path, value in leaves(state.params):
         np.testing.assert_array_equal(value, initial[path], path)
     first = jax.devices()[0]

@@ -10,7 +10,15 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, 
 from jaxllm.config import AXES, AdamW, AttentionConfig, MeshConfig, MLPConfig, ModelConfig, Muon, PrecisionConfig
 from jaxllm.layers.param import Recipe, leaves, tree_map
 from jaxllm.models.decoder import Decoder, declarations, merge
-from jaxllm.roofline.memory import Shards, activation_bytes, kv_cache_bytes, logits_bytes, shards, state_bytes
+from jaxllm.roofline.memory import (
+    Shards,
+    activation_bytes,
+    kv_cache_bytes,
+    logits_bytes,
+    shards,
+    stage_inputs,
+    state_bytes,
+)
 from jaxllm.roofline.transformer import parameters
 from jaxllm.sharding import axes_of, make_rules
 
@@ -85,7 +93,7 @@ def test_sharded_state_is_what_the_sharding_tables_say(zero):
 def test_logits():
     assert logits_bytes(LLAMA3_8B, 8192, 1024, 2) == 1024 * 128256 * (4 + 2)
     assert logits_bytes(LLAMA3_8B, 8192, 0, 4) == 8192 * 128256 * 8
-    assert logits_bytes(LLAMA3_8B, 512, 1024, 2, tensor=8) == 512 * 16032 * 6
+    assert logits_bytes(LLAMA3_8B, 512, 1024, 2, vocab=8) == 512 * 16032 * 6
 
 
 def test_block_rematerialisation_of_the_book():
@@ -142,3 +150,10 @@ def test_kept_is_what_jax_keeps(remat):
         "the decoder keeps other values for its backward pass than roofline/memory.py counts; "
         "if that is meant, change _kept there: " + ", ".join(f"{leaf.dtype}{leaf.shape}" for leaf in stacked)
     )
+
+
+def test_stages_share_the_state_and_keep_inputs_by_schedule():
+    assert shards({"pipe": 4, "fsdp": 2, "tensor": 2}, zero=3).parameters == 16
+    assert shards({"pipe": 4, "fsdp": 2, "tensor": 2}, zero=1).parameters == 8
+    assert [stage_inputs(4, 16, schedule) for schedule in ("1f1b", "gpipe")] == [7, 16 + 3 + 16]
+    assert stage_inputs(1, 16, "gpipe") == 0

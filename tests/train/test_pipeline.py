@@ -10,6 +10,7 @@ import tiny
 
 from jaxllm.config import AdamW, Constant, MeshConfig, Muon, OptimConfig
 from jaxllm.layers.param import leaves
+from jaxllm.train.pipeline import bubble
 
 MODEL = msgspec.structs.replace(tiny.MODEL, num_layers=4)
 MESHES = {
@@ -62,6 +63,20 @@ def test_a_device_holds_its_share_before_and_after_a_step(optimizer):
             assert pieces == (1 if name == "norm.scale" else 8), name
     types = [[(x.shape, x.dtype, x.sharding.spec) for x in jax.tree.leaves(state)] for state in (before, after)]
     assert types[0] == types[1]
+
+
+@pytest.mark.parametrize(("schedule", "lengths"), [("1f1b", [3, 8, 3]), ("gpipe", [3, 8, 8, 3])])
+def test_the_bubble_is_stages_less_one_over_micro_batches(schedule, lengths):
+    """Ticks of the program: filling and draining take as many passes as there are stages less one, and no more."""
+    mesh, num_micro = MESHES["pipe 4, 8 micro-batches"]
+    config = tiny.experiment(MODEL, mesh=mesh, accumulate=num_micro, pipeline=schedule)
+    running = tiny.program(config)
+    with jax.set_mesh(running.mesh):
+        params, batch = running.abstract_state().params, running.abstract_batch(tiny.ROWS, tiny.LENGTH)
+        traced = jax.make_jaxpr(tiny.differentiate(running, config))(params, batch)
+    assert [eqn.params["length"] for eqn in traced.eqns if eqn.primitive.name == "scan"] == lengths
+    forward, backward = lengths[0] + lengths[1], lengths[-2] + lengths[-1]
+    assert forward == backward == num_micro * (1 + bubble(4, num_micro))
 
 
 def test_evaluation_goes_through_the_stages(one):

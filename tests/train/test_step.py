@@ -35,7 +35,7 @@ class Run:
         self.config = tiny.experiment(**{"optim": OPTIM, "loss": LossConfig(chunk=64, z_loss=1e-3), **settings})
         self.program = tiny.program(self.config)
         self._step = tiny.quick_jit(self.program.step) if quick else self.program.step
-        self._init = tiny.quick_jit(self.program.init)
+        self._init = self.program.init
         self._evaluate = tiny.quick_jit(self.program.evaluate)
 
     def init(self):
