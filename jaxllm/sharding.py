@@ -36,7 +36,7 @@ _WEIGHTS = {
     **dict.fromkeys(("heads", "kv_heads", "mlp"), ("tensor",)),
     "vocab": (STAGES, "tensor"),
     "layers": (STAGES,),
-    **dict.fromkeys(("norm", "head_dim"), ()),
+    **dict.fromkeys(("norm", "head_dim", "rank"), ()),
 }
 """Dims of weights, but for the one of the residual stream. The vocabulary lies over the stages too (Yeung et al. 2024,
 "Balancing Pipeline Parallelism with Vocabulary Parallelism"): the embedding on the first stage alone and the head on

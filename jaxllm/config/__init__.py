@@ -42,6 +42,7 @@ from jaxllm.config.optim import (
 from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig
 from jaxllm.config.train import LossConfig, PrecisionConfig, TrainConfig
 from jaxllm.config.tree import read_toml
+from jaxllm.config.tune import LoRAConfig, TuneConfig
 
 __all__ = [
     "AXES",
@@ -62,6 +63,7 @@ __all__ = [
     "Experiment",
     "HuggingFaceTokenizer",
     "Llama3Scaling",
+    "LoRAConfig",
     "LogConfig",
     "LossConfig",
     "LossScaleConfig",
@@ -83,6 +85,7 @@ __all__ = [
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "TuneConfig",
     "describe",
     "differences",
     "dump",

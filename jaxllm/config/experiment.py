@@ -7,6 +7,7 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.config.optim import OptimConfig
 from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig
 from jaxllm.config.train import TrainConfig
+from jaxllm.config.tune import TuneConfig
 
 SCHEMA_VERSION = 1
 
@@ -24,6 +25,7 @@ class Experiment(Section, frozen=True, kw_only=True):
         data: text, tokens, order and length of the run.
         mesh: devices.
         train: one step.
+        tune: training of less than all parameters.
         optim: from gradients to an update.
         evaluation: on the held-out split.
         checkpoint: what is kept.
@@ -37,6 +39,7 @@ class Experiment(Section, frozen=True, kw_only=True):
     data: DataConfig
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -49,6 +52,12 @@ class Experiment(Section, frozen=True, kw_only=True):
             "schema_version",
             self.schema_version,
             f"this jaxllm reads versions 1 to {SCHEMA_VERSION}; update jaxllm",
+        )
+        require(
+            self.tune.lora is None or self.run.init_from != "",
+            "run.init_from",
+            self.run.init_from,
+            'tune.lora adapts trained parameters; name the directory of the run that has them, such as "runs/base"',
         )
         for index, phase in enumerate(self.data.phases):
             require(

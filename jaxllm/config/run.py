@@ -100,12 +100,15 @@ class RunConfig(Section, frozen=True, kw_only=True):
         name: of the run; empty means the config file's name.
         directory: where the run keeps its files; empty means runs/NAME.
         seed: of the initial weights.
+        init_from: another run's directory: its newest checkpoint's parameters are the initial ones (with tune.lora,
+            the ones that are adapted); empty means random ones.
         deterministic: on a GPU, exclude kernels that add in no fixed order.
     """
 
     name: str = ""
     directory: str = ""
     seed: int = 0
+    init_from: str = ""
     deterministic: bool = False
 
     def __post_init__(self) -> None:

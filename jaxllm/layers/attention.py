@@ -44,13 +44,13 @@ class Attention(Layer):
         recipe, config = self.recipe, self.config
         with jax.named_scope("attention"):
             x_BTD = enter(x_BTD, recipe)
-            q_BTNH = contract(x_BTD, self.use("query"), ("heads", None), recipe)
-            k_BTKH = contract(x_BTD, self.use("key"), ("kv_heads", None), recipe)
-            v_BTKH = contract(x_BTD, self.use("value"), ("kv_heads", None), recipe)
+            q_BTNH = contract(x_BTD, self.matrix("query"), ("heads", None), recipe)
+            k_BTKH = contract(x_BTD, self.matrix("key"), ("kv_heads", None), recipe)
+            v_BTKH = contract(x_BTD, self.matrix("value"), ("kv_heads", None), recipe)
             q_BTNH = rotate(q_BTNH, positions_BT, config.rope)
             k_BTKH = rotate(k_BTKH, positions_BT, config.rope)
             mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe)
-            return leave(contract(mixed_BTNH, self.use("output"), (None,), recipe, num_inputs=2), recipe)
+            return leave(contract(mixed_BTNH, self.matrix("output"), (None,), recipe, num_inputs=2), recipe)
 
 
 def attend(

@@ -8,6 +8,13 @@ With sequence parallelism (Korthikanti et al. 2022) these are an all-gather and 
 nothing and an all-reduce; the types `reduced` and `unreduced` make the backward pass the mirror image, one collective
 for all products that share an input.
 
+**Adapters** (LoRA, Hu et al. 2021, section 4.1). Beside an adapted matrix the input goes through two narrow ones,
+
+    y = x W + s (x A) B
+
+W a constant. Each factor lies over tensor where the matrix's dims do. x A is made whole on every device of tensor: it
+is narrow, so that costs little, and the factors' gradients then need no sum over tensor.
+
 **On a CPU** matrix units take bf16 products only where the left operand is contracted over its last, physically
 contiguous dim. The gradient of a weight, x^T dy, is not of that form; there x^T is made physical first.
 """
@@ -20,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
-from jaxllm.layers.param import Recipe
+from jaxllm.layers.param import Adapted, Recipe
 from jaxllm.sharding import platform
 
 PRODUCT = "product"
@@ -39,19 +46,21 @@ def leave(x_BTD: jax.Array, recipe: Recipe) -> jax.Array:
 
 
 def contract(
-    x: jax.Array, w: jax.Array, outputs: tuple[str | None, ...], recipe: Recipe, num_inputs: int = 1
+    x: jax.Array, w: jax.Array | Adapted, outputs: tuple[str | None, ...], recipe: Recipe, num_inputs: int = 1
 ) -> jax.Array:
     """x[B, T, inputs...] times w[inputs..., outputs...] -> [B, T, outputs...] in x's dtype.
 
     Args:
         x: activations.
-        w: a weight, as `param.use` gives it.
+        w: a weight, as `Layer.matrix` gives it.
         outputs: logical axes of the weight's output dims.
         recipe: rules and dtypes.
         num_inputs: dims contracted.
 
     A product that contracts over a sharded dim returns its partial sums typed `unreduced`: pass them to `leave`.
     """
+    if isinstance(w, Adapted):
+        return _contract_adapted(x, w, outputs, recipe, num_inputs)
     rules = recipe.rules
     contracted = jax.typeof(w).sharding.spec.partitions[:num_inputs]
     partial = rules.tensor if any(entry is not None for entry in contracted) else frozenset()
@@ -64,6 +73,24 @@ def contract(
         dims = ((tuple(range(first, x.ndim)), tuple(range(num_inputs))), ((), ()))
         y = jax.lax.dot_general(x, w, dims, out_sharding=spec)
     return y if partial else checkpoint_name(y, PRODUCT)
+
+
+def _contract_adapted(
+    x: jax.Array, w: Adapted, outputs: tuple[str | None, ...], recipe: Recipe, num_inputs: int
+) -> jax.Array:
+    """x W + s (x A) B, partial sums where x W has them."""
+    y = contract(x, w.base, outputs, recipe, num_inputs)
+    with jax.named_scope("adapter"):
+        # Typed as the same on all devices of tensor: types `reduced` and `unreduced` speak of the product with W.
+        narrow = contract(_plain(x), w.a, (None,), recipe, num_inputs)
+        narrow = w.scale * jax.reshard(narrow, recipe.rules.activation("batch", "sequence", None))
+        added = contract(narrow, w.b, outputs, recipe)
+        return y + jax.reshard(added, jax.typeof(y).sharding.spec)
+
+
+def _plain(x: jax.Array) -> jax.Array:
+    """An activation without its type's note on how its gradient is summed: that gradient comes summed."""
+    return jax.reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec.partitions))
 
 
 def weight_gradient(x_BTD: jax.Array, dy_BTF: jax.Array, spec: PartitionSpec, recipe: Recipe) -> jax.Array:

@@ -26,10 +26,10 @@ class MLP(Layer):
         """[B, T, D] -> [B, T, D]."""
         with jax.named_scope("mlp"):
             x_BTD = enter(x_BTD, self.recipe)
-            gate_BTF = contract(x_BTD, self.use("gate"), ("mlp",), self.recipe)
-            up_BTF = contract(x_BTD, self.use("up"), ("mlp",), self.recipe)
+            gate_BTF = contract(x_BTD, self.matrix("gate"), ("mlp",), self.recipe)
+            up_BTF = contract(x_BTD, self.matrix("up"), ("mlp",), self.recipe)
             hidden_BTF = _gated(gate_BTF, up_BTF)
-            return leave(contract(hidden_BTF, self.use("down"), (None,), self.recipe), self.recipe)
+            return leave(contract(hidden_BTF, self.matrix("down"), (None,), self.recipe), self.recipe)
 
 
 @jax.custom_vjp

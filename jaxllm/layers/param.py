@@ -7,9 +7,14 @@ declaration; a step replaces it by an array of the same place in the tree.
 is typed `reduced` over the mesh axes of the batch, so its gradient is typed `unreduced`: the backward pass sums it over
 fsdp by a reduce-scatter, in the reduction dtype, and leaves the sum over data to the end of the step, one all-reduce
 for all micro-batches together.
+
+**Adapters** (LoRA, Hu et al. 2021). A matrix's place may hold an `Adapted` one: the matrix W and the two factors of
+what is added to it, s A B. Only `linear.contract` reads it, so no layer knows of adapters. The factors are declared by
+`Declaration.factors`: A has the matrix's input dims, B its output dims, and each lies over the mesh as they do.
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -61,13 +66,52 @@ class Declaration:
             self, shape=(num, *self.shape), axes=("layers", *self.axes), stacked=self.stacked + 1
         )
 
+    def factors(self, rank: int) -> "tuple[Declaration, Declaration]":
+        """A[inputs..., rank] and B[rank, outputs...] of a matrix's adapter, stacked as the matrix is.
+
+        A begins with the variance of the paper's code, 1 / (3 inputs), B with zeros: at first nothing is added.
+        """
+        stacked, behind = self.stacked, self.stacked + self.num_inputs
+        inputs = math.prod(self.shape[stacked:behind])
+        a = dataclasses.replace(
+            self,
+            shape=(*self.shape[:behind], rank),
+            axes=(*self.axes[:behind], "rank"),
+            std=(3 * inputs) ** -0.5,
+        )
+        b = dataclasses.replace(
+            self,
+            shape=(*self.shape[:stacked], rank, *self.shape[behind:]),
+            axes=(*self.axes[:stacked], "rank", *self.axes[behind:]),
+            num_inputs=1,
+            std=0.0,
+        )
+        return a, b
+
     @property
     def size(self) -> int:
         """Number of values."""
-        size = 1
-        for dim in self.shape:
-            size *= dim
-        return size
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A matrix with a low-rank adapter beside it: W + scale A B, kept apart.
+
+    Attributes:
+        base: W, in its declaration's shape; a constant.
+        a: A, in the shape of the first of `Declaration.factors`.
+        b: B, in the shape of the second.
+        scale: what the product of the factors is multiplied by.
+    """
+
+    base: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+
+jax.tree_util.register_dataclass(Adapted, data_fields=["base", "a", "b"], meta_fields=["scale"])
 
 
 Tree = dict[str, Any]
@@ -102,7 +146,22 @@ class Layer(nnx.Module):
 
     def use(self, name: str) -> jax.Array:
         """The parameter as a matrix product reads it: in the compute dtype, gathered to the compute table's spec."""
-        return use(getattr(self, name)[...], dict(self.declared)[name], self.recipe)
+        value = self.matrix(name)
+        assert not isinstance(value, Adapted), f"{name} is adapted, and read by what knows no adapters"
+        return value
+
+    def matrix(self, name: str) -> jax.Array | Adapted:
+        """The parameter as `linear.contract` reads it: like `use`, with the adapter that it may have."""
+        value, declaration = getattr(self, name).get_value(), dict(self.declared)[name]
+        if not isinstance(value, Adapted):
+            return use(value, declaration, self.recipe)
+        a, b = declaration.factors(value.a.shape[-1])
+        return dataclasses.replace(
+            value,
+            base=use(value.base, declaration, self.recipe),
+            a=use(value.a, a, self.recipe),
+            b=use(value.b, b, self.recipe),
+        )
 
 
 def use(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:

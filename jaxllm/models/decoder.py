@@ -242,13 +242,18 @@ def _strings(tree: Any) -> Any:
     return {str(key): _strings(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def init(decoder: Decoder, key: jax.Array) -> Tree:
+def init(decoder: Decoder, key: jax.Array, declared: Tree | None = None) -> Tree:
     """Initial parameters in the storage dtype, laid as the storage table says.
 
     Each layer's values depend on the key and on its number, not on how layers are stacked or sharded. Call under `jit`.
+
+    Args:
+        decoder: whose layers the names count.
+        key: of the run.
+        declared: what to make; the decoder's own parameters by default.
     """
     recipe, made = decoder.recipe, {}
-    for name, leaf in leaves(declarations(decoder)):
+    for name, leaf in leaves(declarations(decoder) if declared is None else declared):
         draw = functools.partial(
             initialise,
             leaf,

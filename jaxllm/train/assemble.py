@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxllm import sharding
 from jaxllm.config import Experiment, ModelConfig
 from jaxllm.layers.attention import choose
-from jaxllm.layers.param import Recipe
-from jaxllm.models.decoder import Decoder, declarations
+from jaxllm.layers.param import Recipe, Tree
+from jaxllm.models.decoder import Decoder
 from jaxllm.train.objectives import Batch
 from jaxllm.train.optim import make_optimizer
 from jaxllm.train.schedule import schedule
-from jaxllm.train.state import TrainState, init_state
+from jaxllm.train.state import Trained, TrainState, everything, init_state
 from jaxllm.train.step import make_eval_step, make_train_step
+from jaxllm.tune.lora import adapters
 
 FIELDS: Mapping[str, str] = {
     "tokens": "int32",
@@ -42,15 +43,20 @@ class Program:
         mesh: the devices.
         decoder: the model's declarations.
         optimizer: the update rule.
+        trained: what of the model is trained.
         init: key -> TrainState.
-        step: (TrainState, batch) -> (TrainState, metrics); the state is donated.
-        evaluate: (params, batch) -> sums.
+        init_base: key -> a base of initial values, for measuring without a trained one.
+        step: (TrainState, batch, base) -> (TrainState, metrics); the state is donated. The base may be left out where
+            all parameters are trained.
+        evaluate: (the decoder's parameters, batch) -> sums.
     """
 
     mesh: Mesh
     decoder: Decoder
     optimizer: optax.GradientTransformation
+    trained: Trained
     init: Callable[[jax.Array], TrainState]
+    init_base: Callable[[jax.Array], Tree]
     step: Any
     evaluate: Callable[[Any, Batch], dict[str, jax.Array]]
 
@@ -101,9 +107,16 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """The shapes and shardings of a state, without making one."""
+        return self._abstract(self.init)
+
+    def abstract_base(self) -> Tree:
+        """The shapes and shardings of the base that a step takes."""
+        return self._abstract(self.init_base)
+
+    def _abstract(self, init: Callable[[jax.Array], Any]) -> Any:
         # Shapes need no device, and the devices of an absent machine could not hold a key.
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            shapes = jax.eval_shape(self.init, jax.eval_shape(lambda: jax.random.key(0)))
+            shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
 
         def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             spec = PartitionSpec() if x.sharding is None else x.sharding.spec
@@ -155,15 +168,25 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)
     decoder = Decoder(model, recipe, train.remat, train.unroll)
-    optimizer = make_optimizer(experiment.optim, declarations(decoder), rules, precision.compute)
+    lora = experiment.tune.lora
+    if lora and rules.staged:
+        raise ValueError(
+            f"mesh.pipe = {sizes['pipe']}: adapters (tune.lora) are not trained in a pipeline; set mesh.pipe = 1"
+        )
+    trained = adapters(lora, decoder) if lora else everything(decoder)
+    optimizer = make_optimizer(experiment.optim, trained.declared, rules, precision.compute)
     rate = schedule(experiment.optim, experiment.data.num_steps)
     loss_scale = experiment.optim.loss_scale
-    step = make_train_step(decoder, optimizer, rate, train, loss_scale, len(experiment.data.sources))
+    step = make_train_step(decoder, optimizer, rate, train, loss_scale, len(experiment.data.sources), trained)
     return Program(
         mesh=mesh,
         decoder=decoder,
         optimizer=optimizer,
-        init=jax.jit(lambda key: init_state(decoder, optimizer, loss_scale, key), compiler_options=_INIT_OPTIONS),
+        trained=trained,
+        init=jax.jit(
+            lambda key: init_state(decoder, optimizer, loss_scale, key, trained), compiler_options=_INIT_OPTIONS
+        ),
+        init_base=jax.jit(trained.init_base, compiler_options=_INIT_OPTIONS),
         step=jax.jit(step, donate_argnums=0),
         evaluate=jax.jit(make_eval_step(decoder, train)),
     )

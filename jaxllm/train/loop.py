@@ -18,6 +18,7 @@ import jax
 from jaxllm.config import Experiment, ModelConfig, dump, load, refuse_changes, resolved
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
+from jaxllm.layers.param import Tree
 from jaxllm.roofline.transformer import parameters
 from jaxllm.sharding import STAGES
 from jaxllm.storage import LocalStorage
@@ -27,6 +28,7 @@ from jaxllm.train.catalogue import Catalogue
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
 from jaxllm.train.evaluation import WHOLE, Evaluation
+from jaxllm.train.initial import INIT_FROM, Origin, Start, begin, go_on, open_origin
 from jaxllm.train.lock import Lock
 from jaxllm.train.loggers import check_installed
 from jaxllm.train.metrics import read_events, read_metrics
@@ -99,6 +101,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
         program = assemble(experiment, model)
         batches = Batches(store, experiment.data)
+        origin = open_origin(experiment, model, store.manifest.tokenizer.sha256, console.note)
 
         def take() -> int:
             lock.acquire(console.note)
@@ -106,7 +109,9 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
 
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
-            return _Attempt(experiment, directory, model, store, batches, program, console, stop, lock, force).run()
+            return _Attempt(
+                experiment, directory, model, store, batches, program, console, stop, lock, origin, force
+            ).run()
 
 
 class _Attempt:
@@ -123,11 +128,12 @@ class _Attempt:
         console: Console,
         stop: Stop,
         lock: Lock,
+        origin: Origin | None,
         force: bool,
     ) -> None:
         self.experiment, self.directory, self.model, self.store = experiment, directory, model, store
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
-        self.force = force
+        self.origin, self.force = origin, force
         self.batches, self.num_steps = batches, batches.num_steps
         self.phases = PhaseSteps(experiment, model, program, batches)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
@@ -144,7 +150,9 @@ class _Attempt:
 
     def run(self) -> Run:
         """Every step that is left, then the end of the run."""
-        state, start, attempt = self._state()
+        attempt = processes.on_first(self._next_attempt)
+        self.start = self._start()
+        state, start = self.start.state, self.start.step
         config = resolved(self.experiment)
         if processes.is_first():
             storage = LocalStorage(self.directory)
@@ -166,25 +174,19 @@ class _Attempt:
             return self._interrupted(step)
         return self._finish(state, step, time.monotonic() - began, already=start == self.num_steps)
 
-    def _state(self) -> tuple[TrainState, int, int]:
-        """The newest checkpoint's state, or a new one; the step to go on from, and this attempt's number."""
-        attempt = processes.on_first(self._next_attempt)
+    def _start(self) -> Start:
+        """The newest checkpoint's state, or a new one."""
+        extra = {"data": self.store.digest, "tokenizer": self.store.manifest.tokenizer.sha256}
         found = self.checkpoints.restore(self.program.abstract_state())
         if found is None:
-            return self.program.init(jax.random.key(self.experiment.run.seed)), 0, attempt
-        state, meta = found
-        self.saved = meta.step
-        if meta.extra.get("data") != self.store.digest and not self.force:
+            return begin(self.program, self.experiment.run.seed, self.origin, extra)
+        self.saved = step = found[1].step
+        if step > self.num_steps:
             raise ValueError(
-                f"{self.directory}: the data are not those that the run was trained on up to step {meta.step}; "
-                "bring them back, use another run.name, or go on all the same with --force"
-            )
-        if meta.step > self.num_steps:
-            raise ValueError(
-                f"{self.directory} is at step {meta.step}, and data.phases ask for {self.num_steps}; "
+                f"{self.directory} is at step {step}, and data.phases ask for {self.num_steps}; "
                 "ask for at least as many steps, or use another run.name"
             )
-        return state, meta.step, attempt
+        return go_on(self.directory, self.program, found, self.origin, extra, self.force)
 
     def _next_attempt(self) -> int:
         """A number above those of all events and checkpoints."""
@@ -205,9 +207,9 @@ class _Attempt:
             batch = self.program.put(batch, self.batches.phase(step).batch_size)
             if self.phases.is_border(step):
                 self.console.phase(self.records.event("phase", step, **self.phases.beginning(step)))
-            if self.phases.compile(state, batch):
+            if self.phases.compile(state, batch, self.start.base):
                 self.clock = time.perf_counter() - waited
-            state, metrics = self.phases.run(state, batch)
+            state, metrics = self.phases.run(state, batch, self.start.base)
             self.stop.at_once = False  # from here on there is something to save
             ballot = self.votes.cast(self.stop.asked, self.record.get("step_seconds", 0.0), waited)
             if pending is not None:
@@ -286,10 +288,14 @@ class _Attempt:
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
         whole: dict[str, Any] = {}
-        for facts in self.evaluation.measure(state.params, self._vote):
+        for facts in self.evaluation.measure(self._whole(state), self._vote):
             self.console.evaluated(self.records.event("evaluated", step, **facts))
             whole = facts if facts["set"] == WHOLE else whole
         return whole
+
+    def _whole(self, state: TrainState) -> Tree:
+        """All parameters of the model."""
+        return self.program.trained.attach(state.params, self.start.base)
 
     def _vote(self) -> bool:
         """Whether all processes are to stop in the midst of something, asked of all of them now."""
@@ -301,8 +307,7 @@ class _Attempt:
         self.records.sync()
         with suppress(OSError):  # a full disk stops no training; the saving itself says so
             self.lock.check()
-        extra = {"data": self.store.digest}
-        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra)
+        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), self.start.extra)
 
     def _interrupted(self, step: int) -> Run:
         """Wait for the last checkpoint and say how to go on."""
@@ -327,7 +332,7 @@ class _Attempt:
         whole = self._evaluate(state, step)
         if not whole:
             return self._interrupted(step)
-        facts = {**whole, "seconds": seconds, **self.evaluation.write_sample(state.params)}
+        facts = {**whole, "seconds": seconds, **self.evaluation.write_sample(self._whole(state))}
         self.checkpoints.wait()
         self._settle(step)
         self.records.event("finished", step, **{name: value for name, value in facts.items() if name != "set"})
@@ -359,6 +364,7 @@ class _Attempt:
             "unigram_entropy": self.store.manifest.unigram_entropy,
             "store_digest": self.store.digest,
             "directory": str(self.directory),
+            **({INIT_FROM: {"run": str(self.origin.directory), **self.start.extra[INIT_FROM]}} if self.origin else {}),
             **self.phases.facts,
         }
 

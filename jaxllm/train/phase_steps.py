@@ -6,6 +6,7 @@ import jax
 
 from jaxllm.config import Experiment, ModelConfig
 from jaxllm.data.batches import Batches
+from jaxllm.layers.param import Tree
 from jaxllm.train.assemble import Program
 from jaxllm.train.objectives import Batch
 from jaxllm.train.state import TrainState
@@ -50,17 +51,17 @@ class PhaseSteps:
             "shares": self._batches.shares(index),
         }
 
-    def compile(self, state: TrainState, batch: Batch) -> bool:
+    def compile(self, state: TrainState, batch: Batch, base: Tree) -> bool:
         """Compile the step for a batch of this shape, unless that is done; returns whether it was not."""
         shape = batch["tokens"].shape
         if shape in self._compiled:
             return False
-        self._compiled[shape] = self._program.step.lower(state, batch).compile()
+        self._compiled[shape] = self._program.step.lower(state, batch, base).compile()
         return True
 
-    def run(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def run(self, state: TrainState, batch: Batch, base: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
         """The compiled step."""
-        return self._compiled[batch["tokens"].shape](state, batch)
+        return self._compiled[batch["tokens"].shape](state, batch, base)
 
     def numbers(self, step: int, seconds: float) -> dict[str, Any]:
         """Of a step (from 0) that took so long: tokens_seen, and what the meter reads."""

@@ -1,6 +1,8 @@
 """What training carries from step to step: plain nested dicts of arrays and a few scalars."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,13 +39,51 @@ class TrainState:
 jax.tree_util.register_dataclass(TrainState)
 
 
+NO_BASE: Tree = {}
+"""The base where all parameters are trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What of a model is trained: what TrainState, gradients and the optimizer hold, and checkpoints.
+
+    What is not trained is the base: a nested dict that the step takes beside the state, and never changes.
+
+    Attributes:
+        declared: declarations of the parameters that are trained.
+        init: key -> their initial values.
+        init_base: key -> an initial base, where no trained one is at hand; an empty dict where all is trained.
+        attach: (parameters, base) -> what the decoder reads in the place of its declarations.
+    """
+
+    declared: Tree
+    init: Callable[[jax.Array], Tree]
+    init_base: Callable[[jax.Array], Tree]
+    attach: Callable[[Tree, Tree], Tree]
+
+
+def everything(decoder: Decoder) -> Trained:
+    """All parameters of a model."""
+    return Trained(
+        declared=declarations(decoder),
+        init=functools.partial(init, decoder),
+        init_base=lambda key: NO_BASE,
+        attach=lambda params, base: params,
+    )
+
+
 def init_state(
-    decoder: Decoder, optimizer: optax.GradientTransformation, loss_scale: LossScaleConfig, key: jax.Array
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    loss_scale: LossScaleConfig,
+    key: jax.Array,
+    trained: Trained | None = None,
 ) -> TrainState:
     """The state before the first step. Call under `jit`: arrays are made where they belong."""
-    params = init(decoder, key)
+    trained = trained or everything(decoder)
+    params = trained.init(key)
     laid = tree_map(
-        lambda value, leaf: jax.reshard(value, decoder.recipe.rules.optimizer(leaf.axes)), params, declarations(decoder)
+        lambda value, leaf: jax.reshard(value, decoder.recipe.rules.optimizer(leaf.axes)), params, trained.declared
     )
     scaled = decoder.recipe.compute == "float16"
     return TrainState(

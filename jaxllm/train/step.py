@@ -16,31 +16,38 @@ import optax
 
 from jaxllm.config import LossScaleConfig, TrainConfig
 from jaxllm.layers.param import Tree, tree_map
-from jaxllm.models.decoder import Decoder, declarations
+from jaxllm.models.decoder import Decoder
 from jaxllm.train.digests import digest
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.loss_scale import next_loss_scale
 from jaxllm.train.objectives import Batch, Rows, pretrain, pretrain_parts
 from jaxllm.train.optim import global_norm
 from jaxllm.train.pipeline import pipeline
-from jaxllm.train.state import TrainState
+from jaxllm.train.state import NO_BASE, Trained, TrainState, everything
 
 Metrics = dict[str, jax.Array]
 
 
 def make_gradients(
-    decoder: Decoder, config: TrainConfig
-) -> Callable[[Tree, Batch, jax.Array], tuple[Tree, Rows, jax.Array]]:
-    """(params, batch, loss scale) -> what `accumulate` returns; by a pipeline where layers lie over stages."""
-    declared, recipe = declarations(decoder), decoder.recipe
+    decoder: Decoder, config: TrainConfig, trained: Trained | None = None
+) -> Callable[..., tuple[Tree, Rows, jax.Array]]:
+    """(params, batch, loss scale, base) -> what `accumulate` returns; by a pipeline where layers lie over stages.
 
-    def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Rows]:
-        return pretrain(decoder, params, micro, config.loss)
+    The base only where not all is trained, which a pipeline cannot do.
+    """
+    trained = trained or everything(decoder)
+    declared, recipe = trained.declared, decoder.recipe
 
-    def accumulated(params: Tree, batch: Batch, scale: jax.Array) -> tuple[Tree, Rows, jax.Array]:
+    def accumulated(
+        params: Tree, batch: Batch, scale: jax.Array, base: Tree = NO_BASE
+    ) -> tuple[Tree, Rows, jax.Array]:
+        def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Rows]:
+            return pretrain(decoder, trained.attach(params, base), micro, config.loss)
+
         return accumulate(objective, params, batch, scale, config.accumulate, declared, recipe)
 
-    def pipelined(params: Tree, batch: Batch, scale: jax.Array) -> tuple[Tree, Rows, jax.Array]:
+    def pipelined(params: Tree, batch: Batch, scale: jax.Array, base: Tree = NO_BASE) -> tuple[Tree, Rows, jax.Array]:
+        assert not base, "assemble refuses adapters in a pipeline"
         parts = pretrain_parts(decoder, config.loss)
         return pipeline(parts, params, batch, scale, config.accumulate, declared, recipe, config.pipeline)
 
@@ -54,8 +61,9 @@ def make_train_step(
     config: TrainConfig,
     loss_scale: LossScaleConfig,
     num_sources: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step of pretraining.
+    trained: Trained | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step of pretraining: (state, batch, base) -> (state, metrics), the base only where not all is trained.
 
     A batch may hold `sources` as well, int32[B], below `num_sources`; with several the metrics have source_loss and
     source_tokens, float32[num_sources] each: a source's mean loss in this batch, 0 where it has no valid token.
@@ -65,9 +73,10 @@ def make_train_step(
     (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
     (accepted updates so far) and loss_scale.
     """
-    declared, recipe = declarations(decoder), decoder.recipe
+    trained = trained or everything(decoder)
+    declared, recipe = trained.declared, decoder.recipe
     rules = recipe.rules
-    gradients = make_gradients(decoder, config)
+    gradients = make_gradients(decoder, config, trained)
 
     def to_optimizer(params: Tree) -> Tree:
         return tree_map(lambda value, leaf: jax.reshard(value, rules.optimizer(leaf.axes)), params, declared)
@@ -75,10 +84,10 @@ def make_train_step(
     def to_storage(params: Tree) -> Tree:
         return tree_map(lambda value, leaf: jax.reshard(value, rules.storage(leaf.axes)), params, declared)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, base: Tree = NO_BASE) -> tuple[TrainState, Metrics]:
         scale = state.loss_scale.scale
         tokens = {name: batch[name] for name in batch if name != "sources"}
-        grads, rows, num_tokens = gradients(state.params, tokens, scale)
+        grads, rows, num_tokens = gradients(state.params, tokens, scale, base)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_norm = global_norm(grads)

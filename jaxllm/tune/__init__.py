@@ -1,0 +1,1 @@
+"""Training of less than all parameters: what is trained, and how it joins the rest."""
