@@ -12,13 +12,16 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jaxllm
-from jaxllm.config import Experiment, describe
+from jaxllm.config import Experiment, ModelConfig, describe
+
+if TYPE_CHECKING:
+    from jaxllm.roofline.memory import Adapters
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
 
@@ -97,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
     place.add_argument("step", type=int, metavar="STEP", help="as metrics.jsonl counts, from 1")
     place.add_argument("--json", action="store_true", help="for programs")
+
+    merge = add("merge", _merge, "Fold a run's adapters into the parameters that they adapt.")
+    merge.add_argument("run", type=Path, metavar="RUN", help="directory of a run with tune.lora")
+    merge.add_argument("out", type=Path, metavar="OUT", help="where to: a new directory, for run.init_from to name")
 
     report = add("report", _report, "Draw one run, or several over each other, into one HTML file.")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
@@ -198,7 +205,7 @@ def _fields(section: str) -> int:
 
 def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm import models
-    from jaxllm.config import TrainConfig
+    from jaxllm.config import AXES, TrainConfig
     from jaxllm.roofline import summary
 
     if (arguments.config is None) == (arguments.preset is None):
@@ -209,7 +216,9 @@ def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         data = {"phases": [{"sequence_length": length, "batch_size": 1, "steps": 1}]}
         overrides = {key: value for key, value in _overrides(rest).items()}
         experiment = jaxllm.load_experiment({"model": {"preset": name}, "data": data}, overrides)
-        numbers = summary.summarise(experiment.model, length, name=name, train=TrainConfig())
+        model, one = experiment.model, {str(axis): 1 for axis in AXES}
+        adapters = _adapters(experiment, model, one)
+        numbers = summary.summarise(model, length, name=name, train=TrainConfig(), adapters=adapters)
     else:
         experiment = _load(arguments, rest)
         numbers = _summarise(experiment, arguments.devices)
@@ -247,8 +256,18 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
         zero=mesh.zero,
         sequence_parallel=mesh.sequence_parallel,
         tokens=max(-(-one.batch_size // pieces) * one.sequence_length for one in experiment.data.phases),
+        adapters=_adapters(experiment, model, sizes),
     )
     return {"devices": math.prod(sizes.values()), "mesh": sizes, **numbers}
+
+
+def _adapters(experiment: Experiment, model: ModelConfig, mesh: Mapping[str, int]) -> "Adapters | None":
+    """The adapters of an experiment on a mesh, where it trains any."""
+    if experiment.tune.lora is None:
+        return None
+    from jaxllm.tune import lora
+
+    return lora.count(experiment.tune.lora, model, experiment.mesh, mesh)
 
 
 def _data_build(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -276,6 +295,15 @@ def _data_where(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _none(rest)
     found = where.where(arguments.run, arguments.step)
     print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else where.text(found))
+    return DONE
+
+
+def _merge(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.tune.merge import merge
+
+    _none(rest)
+    meta = merge(arguments.run, arguments.out)
+    print(f"{arguments.out}: step {meta.step} of {arguments.run}, adapters merged")
     return DONE
 
 

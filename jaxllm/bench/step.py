@@ -25,7 +25,7 @@ import numpy as np
 from jaxllm.bench import peer as peers
 from jaxllm.config import BytesTokenizer, Experiment, ModelConfig, SentencePieceTokenizer
 from jaxllm.roofline.hardware import find_chip
-from jaxllm.roofline.transformer import Convention, flops_per_token, mfu, parameters
+from jaxllm.roofline.transformer import flops_per_token, formula, mfu, parameters
 from jaxllm.train import figures
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
 from jaxllm.train.environment import peak_memory
@@ -47,7 +47,8 @@ def measure(
         peer_script: what it runs.
 
     Returns:
-        Plain data that JSON can hold. name; devices, device_kind, mesh; parameters; batch_size, sequence_length,
+        Plain data that JSON can hold. name; devices, device_kind, mesh; parameters; adapters, those of them that are
+        trained where not all are; batch_size, sequence_length,
         tokens_per_step; compute, a dtype; steps; step_seconds, the median, and step_seconds_quartiles;
         tokens_per_second; mfu and mfu_convention, where the peak is known; trace_seconds, compile_seconds;
         argument_bytes and temporary_bytes, as the compiler planned them for a device, and peak_memory_bytes; first_loss
@@ -60,6 +61,8 @@ def measure(
     """
     if num_steps < 1:
         raise ValueError(f"--steps {num_steps}: time at least one step")
+    if peer and experiment.tune.lora:
+        raise ValueError("--peer: the peer trains all parameters, and tune.lora only adapters; take one of them away")
     model = known_vocabulary(experiment)
     beside = peers.start(peer, peer_script, peers.describe(experiment, model)) if peer else nullcontext()
     program = assemble(experiment, model)
@@ -98,8 +101,8 @@ def text(result: Mapping[str, Any]) -> str:
         *_speed_rows(result, f", {result['steps']} steps in {result['compute']}"),
     ]
     if "mfu" in result:
-        convention = Convention(result["mfu_convention"])
-        rows.append(("MFU", f"{figures.percent(result['mfu'])} ({convention}: {convention.formula})"))
+        counted = formula(result["mfu_convention"], bool(result["adapters"]))
+        rows.append(("MFU", f"{figures.percent(result['mfu'])} ({counted})"))
     if other := result.get("peer"):
         low, high = other["ratio_quartiles"]
         rows += [("peer", other["name"]), *_speed_rows(other)]
@@ -117,9 +120,10 @@ class _Step:
         rows, length = phase.batch_size, phase.sequence_length
         self.num_tokens = rows * length
         self._state = jax.block_until_ready(program.init(jax.random.key(experiment.run.seed)))
+        self._base = jax.block_until_ready(program.init_base(jax.random.key(experiment.run.seed)))
         self._batch = program.put(_batch(model.vocab_size, rows, length))
         began = time.perf_counter()
-        lowered = program.step.lower(self._state, self._batch)
+        lowered = program.step.lower(self._state, self._batch, self._base)
         traced = time.perf_counter()
         self._compiled = lowered.compile()
         compiled, memory = time.perf_counter(), self._compiled.memory_analysis()
@@ -127,7 +131,8 @@ class _Step:
             "devices": program.mesh.devices.size,
             "device_kind": program.mesh.devices.flat[0].device_kind,
             "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
-            "parameters": parameters(model).total,
+            "parameters": parameters(model).total + program.trained.num_adapters,
+            "adapters": program.trained.num_adapters,
             "batch_size": rows,
             "sequence_length": length,
             "tokens_per_step": self.num_tokens,
@@ -141,7 +146,7 @@ class _Step:
     def run(self) -> tuple[float, float]:
         """One step: its seconds and its loss."""
         began = time.perf_counter()
-        self._state, metrics = jax.block_until_ready(self._compiled(self._state, self._batch))
+        self._state, metrics = jax.block_until_ready(self._compiled(self._state, self._batch, self._base))
         return time.perf_counter() - began, float(metrics["loss"])
 
 
@@ -189,7 +194,8 @@ def _utilisation(experiment: Experiment, program: Program, tokens_per_second: fl
     peak = chip.device_flops_per_second(experiment.train.precision.compute) if chip else None
     if peak is None:
         return {}
-    flops = flops_per_token(program.decoder.config, experiment.data.phases[0].sequence_length, CONVENTION)
+    length, adapters = experiment.data.phases[0].sequence_length, program.trained.num_adapters
+    flops = flops_per_token(program.decoder.config, length, CONVENTION, adapters)
     share = mfu(tokens_per_second, flops, peak * program.mesh.devices.size)
     return {"mfu": share, "mfu_convention": str(CONVENTION)}
 

@@ -70,17 +70,37 @@ class StateBytes:
         return self.parameters + self.gradients + self.optimizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """Values of adapters (LoRA, Hu et al. 2021), where these alone are trained.
+
+    Attributes:
+        total: in all.
+        parameters: on one device, as are the next two.
+        gradients: while micro-batches add to them.
+        optimizer: of each moment.
+    """
+
+    total: int
+    parameters: int
+    gradients: int
+    optimizer: int
+
+
 def state_bytes(
     model: ModelConfig,
     precision: PrecisionConfig,
     optimizer: OptimizerConfig,
     shards: Shards = Shards(),
+    adapters: Adapters | None = None,
 ) -> StateBytes:
     """Parameters, gradients and moments on one device (the book, chapter 5; ZeRO, section 3).
 
     With n parameters, of which m are matrices of the blocks: AdamW keeps 2 n values, Muon m and 2 (n - m), all in the
     dtype of the parameters: 16 bytes a parameter in all for float32 and AdamW, on one device. Norm scales, a few
     in a hundred thousand of all values, are never sharded.
+
+    Where adapters alone are trained, the others are kept in the compute dtype, and have neither gradients nor moments.
 
     Raises:
         ValueError: the vocabulary is not known yet.
@@ -90,6 +110,13 @@ def state_bytes(
     rest = count.embedding + count.head
     moments = 2 * (matrices + rest) if isinstance(optimizer, AdamW) else matrices + 2 * rest
     width = BYTES[precision.parameters]
+    if adapters:
+        base = _share(matrices + rest, shards.parameters) + count.norm
+        return StateBytes(
+            parameters=BYTES[precision.compute] * base + width * adapters.parameters,
+            gradients=BYTES[precision.reduction] * adapters.gradients,
+            optimizer=width * adapters.optimizer * (2 if isinstance(optimizer, AdamW) else 1),
+        )
     return StateBytes(
         parameters=width * (_share(matrices + rest, shards.parameters) + count.norm),
         gradients=BYTES[precision.reduction] * (_share(matrices + rest, shards.gradients) + count.norm),

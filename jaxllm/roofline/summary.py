@@ -9,6 +9,7 @@ import msgspec
 from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
 from jaxllm.roofline.memory import (
     BYTES,
+    Adapters,
     activation_bytes,
     kv_cache_bytes,
     logits_bytes,
@@ -16,7 +17,7 @@ from jaxllm.roofline.memory import (
     stage_inputs,
     state_bytes,
 )
-from jaxllm.roofline.transformer import Convention, flops_per_token, parameters
+from jaxllm.roofline.transformer import Convention, flops_per_token, formula, parameters
 
 _TRAIN = TrainConfig()
 _ADAMW = AdamW()
@@ -34,6 +35,7 @@ def summarise(
     zero: Literal[1, 2, 3] = 3,
     sequence_parallel: bool = False,
     tokens: int = 0,
+    adapters: Adapters | None = None,
 ) -> dict[str, Any]:
     """Parameters, FLOPs and bytes of a model, as plain data that JSON can hold.
 
@@ -47,9 +49,10 @@ def summarise(
         zero: as in `MeshConfig.zero`.
         sequence_parallel: as in `MeshConfig.sequence_parallel`.
         tokens: of a micro-batch on one device; 0 leaves activations and logits out.
+        adapters: what is trained, where it is these alone.
 
     Returns:
-        name, sequence_length; parameters: total, active and by part; flops_per_token: by convention;
+        name, sequence_length; parameters: total, trainable, active and by part; flops_per_token: by convention;
         memory_per_device: bytes by what they hold, their total last; kv_cache_bytes_per_token; compute: the dtype of
         activations, logits' gradients and cached keys and values.
 
@@ -59,7 +62,8 @@ def summarise(
     count = parameters(model)
     compute = train.precision.compute
     width = BYTES[compute]
-    state = state_bytes(model, train.precision, optimizer, shards(mesh, zero))
+    state = state_bytes(model, train.precision, optimizer, shards(mesh, zero), adapters)
+    trained = adapters.total if adapters else 0
     memory = asdict(state)
     if tokens:
         tensor, pipe = mesh.get("tensor", 1), mesh.get("pipe", 1)
@@ -73,8 +77,13 @@ def summarise(
     return {
         "name": name,
         "sequence_length": sequence_length,
-        "parameters": {"total": count.total, "active": count.active, **asdict(count)},
-        "flops_per_token": {str(way): flops_per_token(model, sequence_length, way) for way in Convention},
+        "parameters": {
+            "total": count.total + trained,
+            "trainable": trained or count.total,
+            "active": count.active + trained,
+            **asdict(count),
+        },
+        "flops_per_token": {str(way): flops_per_token(model, sequence_length, way, trained) for way in Convention},
         "memory_per_device": {**memory, "total": sum(memory.values())},
         "kv_cache_bytes_per_token": kv_cache_bytes(model, 1, width),
         "compute": compute,
@@ -85,13 +94,16 @@ def text(summary: Mapping[str, Any]) -> str:
     """A summary as lines for people."""
     parts = summary["parameters"]
     shares = (f"{part.replace('_', ' ')} {parts[part]:,}" for part in ("embedding", "head", "attention", "mlp", "norm"))
-    rows = [
-        ("parameters", f"{parts['total']:,}"),
-        ("", ", ".join(shares)),
+    adapted = parts["trainable"] < parts["total"]
+    rows = [("parameters", f"{parts['total']:,}"), ("", ", ".join(shares))]
+    if adapted:
+        rows.append(("trainable", f"{parts['trainable']:,} of adapters, {parts['trainable'] / parts['total']:.2%}"))
+    rows += [
         ("FLOPs per token", f"in training on sequences of {summary['sequence_length']:,} tokens, by convention"),
     ]
     rows += [
-        (f"  {way}", f"{flops:.4e}  {Convention(way).formula}") for way, flops in summary["flops_per_token"].items()
+        (f"  {way}", f"{flops:.4e}  {formula(way, adapted).partition(': ')[2]}")
+        for way, flops in summary["flops_per_token"].items()
     ]
     rows.append(("memory per device", "in training, before buffers of the compiler and of collectives"))
     rows += [(f"  {part}", f"{size / 1e9:,.3f} GB") for part, size in summary["memory_per_device"].items()]

@@ -12,6 +12,9 @@ square of T x T pairs; a causal mask leaves half of them, and grouping queries c
 rope and the softmax are left out, as everywhere in the field; so is what rematerialisation computes again, which
 makes the utilisation below one of model FLOPs (MFU) and not of hardware FLOPs (HFU).
 
+Where only adapters are trained (LoRA, Hu et al. 2021), the gradients of all other weights are never computed: 4 a
+parameter and token for these instead of 6, and 6 for the adapters' own.
+
 Sources: the book, chapter 4 ("All the transformer math you need to know"); Chowdhery et al. 2022 (PaLM), appendix B.
 """
 
@@ -128,13 +131,20 @@ def attention_flops(model: ModelConfig, block: BlockConfig, sequence_length: int
     return 12 * sequence_length * block.attention.num_heads * model.head_dim(block.attention)
 
 
-def flops_per_token(model: ModelConfig, sequence_length: int, convention: Convention | str) -> float:
+def formula(convention: Convention | str, adapters: bool = False) -> str:
+    """A convention's name and count in one line, for people; with adapters, only these are trained."""
+    count = Convention(convention).formula
+    return f"{convention}: " + (count.replace("6 x", "4 x") + " + 6 x adapters" if adapters else count)
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int, convention: Convention | str, adapters: int = 0) -> float:
     """FLOPs of training (forward and backward) on one token of a sequence.
 
     Args:
         model: the decoder, with its vocabulary known.
         sequence_length: T, in tokens.
         convention: what counts; a member of `Convention` or its name.
+        adapters: parameters of adapters, where these alone are trained; 0 where the model is.
 
     Raises:
         ValueError: no such convention, or the vocabulary is not known yet.
@@ -143,17 +153,18 @@ def flops_per_token(model: ModelConfig, sequence_length: int, convention: Conven
     require(convention in set(Convention), "convention", str(convention), f"use one of {known}")
     count = parameters(model)
     square = sum(attention_flops(model, block, sequence_length) for block in model.blocks)
+    each = 4 if adapters else 6
     match Convention(convention):
         case Convention.PALM:
-            flops = 6 * count.active + square
+            flops = each * count.active + square
         case Convention.TORCHTITAN:
-            flops = 6 * (count.active - (0 if model.tie_embeddings else count.embedding)) + square
+            flops = each * (count.active - (0 if model.tie_embeddings else count.embedding)) + square
         case Convention.CAUSAL:
             # The embedding has the head's size, whether or not the head has parameters of its own.
-            flops = 6 * (count.attention + count.mlp + count.embedding) + square / 2
+            flops = each * (count.attention + count.mlp + count.embedding) + square / 2
         case Convention.SCALING_BOOK:
-            flops = 6 * count.active
-    return float(flops)
+            flops = each * count.active
+    return float(flops + 6 * adapters)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak_flops_per_second: float) -> float:

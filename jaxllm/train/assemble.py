@@ -110,7 +110,7 @@ class Program:
         return self._abstract(self.init)
 
     def abstract_base(self) -> Tree:
-        """The shapes and shardings of the base that a step takes."""
+        """The shapes and shardings of the base that a step takes beside it."""
         return self._abstract(self.init_base)
 
     def _abstract(self, init: Callable[[jax.Array], Any]) -> Any:

@@ -253,7 +253,9 @@ def _fit(parts: list[str], width: int) -> str:
 def _header(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if "parameters" in facts:
-        rows.append(("model", f"{figures.count(facts['parameters'])} parameters"))
+        rows.append(("model", _size(facts)))
+    if "init_from" in facts:
+        rows.append(("from", "{run}, step {step}".format(**facts["init_from"])))
     if "devices" in facts:
         rows.append(("devices", str(facts["devices"])))
     if "mesh" in facts:
@@ -272,6 +274,14 @@ def _header(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "mfu_convention" in facts:
         rows.append(("MFU", str(facts["mfu_convention"])))
     return rows
+
+
+def _size(facts: Mapping[str, Any]) -> str:
+    """Parameters, and how many of them are trained where not all are."""
+    total = facts["parameters"]
+    trained = facts.get("trainable_parameters", total)
+    only = f", {figures.count(trained)} of them trained" if trained < total else ""
+    return f"{figures.count(total)} parameters{only}"
 
 
 def _summary(facts: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -8,12 +8,13 @@ the base by step and by a digest of all digests, so that no other one can slip u
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+import msgspec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.config import Experiment, ModelConfig, differences, load
 from jaxllm.layers.param import Tree, leaves
@@ -21,7 +22,7 @@ from jaxllm.models import PRESETS
 from jaxllm.models.decoder import Decoder, declarations, nest
 from jaxllm.storage import LocalStorage
 from jaxllm.train.assemble import Program
-from jaxllm.train.catalogue import Meta
+from jaxllm.train.catalogue import Catalogue, Meta
 from jaxllm.train.checkpoints import PARAMS, Checkpoints
 from jaxllm.train.state import TrainState
 
@@ -68,7 +69,18 @@ class Origin:
     newest: Meta
     say: Callable[[str], None]
 
-    def read(self, decoder: Decoder, mesh: jax.sharding.Mesh, dtype: str, step: int | None = None) -> tuple[Tree, Meta]:
+    @property
+    def model(self) -> ModelConfig:
+        """What was trained, its vocabulary known."""
+        size = self.newest.leaves[f"{PARAMS}.embedding.table"].shape[0]
+        return msgspec.structs.replace(self.experiment.model, vocab_size=size)
+
+    def checkpoints(self, model: ModelConfig) -> Checkpoints:
+        """Its checkpoints, to be read."""
+        place = self.directory / "checkpoints"
+        return Checkpoints(place, LocalStorage(place), model, self.experiment.checkpoint, self.say)
+
+    def read(self, decoder: Decoder, mesh: Mesh, dtype: str, step: int | None = None) -> tuple[Tree, Meta]:
         """The parameters of the newest checkpoint whose every array is what was saved.
 
         Args:
@@ -85,12 +97,31 @@ class Origin:
             name: jax.ShapeDtypeStruct(leaf.shape, saved, sharding=NamedSharding(mesh, rules.storage(leaf.axes)))
             for name, leaf in leaves(declarations(decoder))
         }
-        found = _checkpoints(self.directory, decoder.config, self.experiment, self.say).restore_params(
-            nest(abstract), step
-        )
+        found = self.checkpoints(decoder.config).restore_params(nest(abstract), step)
         assert found is not None, "a checkpoint was there when the run was opened"
         values, meta = dict(leaves(found[0])), found[1]
         return nest({name: values.pop(name).astype(dtype) for name in list(values)}), meta
+
+    def read_again(self, decoder: Decoder, mesh: Mesh, dtype: str, known: Mapping[str, Any]) -> Tree:
+        """The parameters that another run began to adapt.
+
+        Args:
+            decoder: as of `read`.
+            mesh: as of `read`.
+            dtype: as of `read`.
+            known: what the other run's checkpoints say of them, as `facts` put it.
+
+        Raises:
+            ValueError: they are not there any more.
+        """
+        params, meta = self.read(decoder, mesh, dtype, known["step"])
+        if facts(meta) != known:
+            raise ValueError(
+                f"run.init_from = {str(self.directory)!r}: it no longer holds the parameters that were adapted, of its "
+                f"step {known['step']} with digest {known['digest']}; bring them back, or adapt those that it holds "
+                "under a new run.name"
+            )
+        return params
 
 
 def open_origin(
@@ -109,32 +140,44 @@ def open_origin(
     """
     if not experiment.run.init_from:
         return None
-    where = f"run.init_from = {experiment.run.init_from!r}"
-    directory = Path(experiment.run.init_from)
-    if not (directory / "config.toml").exists():
-        raise ValueError(f"{where}: it holds no run, for it has no config.toml; name a directory such as runs/base")
+    where, directory = f"run.init_from = {experiment.run.init_from!r}", Path(experiment.run.init_from)
     if directory.resolve() == Path(experiment.run.path).resolve():
         raise ValueError(f"{where}: that is this run itself; give this one another run.name")
-    base = load(directory / "config.toml", presets=PRESETS)
-    if base.tune.lora:
+    origin = find_origin(where, directory, say)
+    if origin.experiment.tune.lora:
         raise ValueError(
             f"{where}: its checkpoints hold adapters only; merge them first, with: "
             f"jaxllm merge {directory} {directory}-merged"
         )
-    catalogue = _checkpoints(directory, model, base, say).catalogue
-    candidates = catalogue.candidates()
-    if not candidates:
-        raise ValueError(f"{where}: it has no finished checkpoint; train it first, or name another run")
-    newest = catalogue.meta(candidates[0].place)
-    _compare(where, base, newest, experiment, model)
-    known = newest.extra.get("tokenizer")
-    if known != tokenizer:
+    _compare(where, origin, experiment, model)
+    if origin.newest.extra.get("tokenizer") != tokenizer:
         raise ValueError(
             f"{where}: it was trained with another tokenizer, so that its parameters know other tokens; use its own: "
             f"`jaxllm data build {directory / 'config.toml'}` names the store whose directory `tokenizer` holds it, "
             "for data.tokenizer.path"
         )
-    return Origin(directory, base, newest, say)
+    return origin
+
+
+def find_origin(where: str, directory: Path, say: Callable[[str], None]) -> Origin:
+    """A run that has a checkpoint.
+
+    Args:
+        where: what names it, for errors.
+        directory: of the run.
+        say: is told what is left out of its checkpoints.
+
+    Raises:
+        ValueError: there is no such run, or it has no checkpoint.
+    """
+    if not (directory / "config.toml").exists():
+        raise ValueError(f"{where}: it holds no run, for it has no config.toml; name a directory such as runs/base")
+    experiment = load(directory / "config.toml", presets=PRESETS)
+    catalogue = Catalogue(LocalStorage(directory / "checkpoints"))
+    candidates = catalogue.candidates()
+    if not candidates:
+        raise ValueError(f"{where}: it has no finished checkpoint; train it first, or name another run")
+    return Origin(directory, experiment, catalogue.meta(candidates[0].place), say)
 
 
 def begin(program: Program, seed: int, origin: Origin | None, extra: dict[str, Any]) -> Start:
@@ -152,7 +195,7 @@ def begin(program: Program, seed: int, origin: Origin | None, extra: dict[str, A
     state, recipe = program.init(jax.random.key(seed)), program.decoder.recipe
     if origin is None:
         return Start(state, {}, 0, extra)
-    if program.abstract_base():
+    if not program.trained.whole:
         base, meta = origin.read(program.decoder, program.mesh, recipe.compute)
     else:
         state = dataclasses.replace(state, params={})  # first: both trees at once may be too much for the devices
@@ -191,15 +234,10 @@ def go_on(
     known = meta.extra.get(INIT_FROM)
     if known is not None:
         extra = {**extra, INIT_FROM: known}
-    if origin is None or not program.abstract_base():
+    if origin is None or program.trained.whole:
         return Start(state, {}, meta.step, extra)
     assert known is not None, "a run that adapts says what"
-    base, base_meta = origin.read(program.decoder, program.mesh, program.decoder.recipe.compute, known["step"])
-    if facts(base_meta) != known:
-        raise ValueError(
-            f"run.init_from = {str(origin.directory)!r}: it no longer holds the parameters that this run adapts, of "
-            f"its step {known['step']} with digest {known['digest']}; bring them back, or start another run.name"
-        )
+    base = origin.read_again(program.decoder, program.mesh, program.decoder.recipe.compute, known)
     return Start(state, base, meta.step, extra)
 
 
@@ -209,24 +247,17 @@ def facts(meta: Meta) -> dict[str, Any]:
     return {"step": meta.step, "digest": hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16]}
 
 
-def _checkpoints(
-    directory: Path, model: ModelConfig, experiment: Experiment, say: Callable[[str], None]
-) -> Checkpoints:
-    place = directory / "checkpoints"
-    return Checkpoints(place, LocalStorage(place), model, experiment.checkpoint, say)
-
-
-def _compare(where: str, base: Experiment, newest: Meta, experiment: Experiment, model: ModelConfig) -> None:
+def _compare(where: str, origin: Origin, experiment: Experiment, model: ModelConfig) -> None:
     """Refuse a model that is not the one that was trained.
 
     Raises:
         ValueError: naming the field and both values.
     """
-    for field, old, new, may_change in differences(base, experiment):
+    for field, old, new, may_change in differences(origin.experiment, experiment):
         stretched = STRETCHES in field and experiment.tune.lora is None
         if field.startswith("model.") and not may_change and field not in MAY_DIFFER and not stretched:
             raise ValueError(f"{where}: {field} = {new!r} here and {old!r} there; take the other run's [model]")
-    size = newest.leaves[f"{PARAMS}.embedding.table"].shape[0]
+    size = origin.model.vocab_size
     if size != model.vocab_size:
         raise ValueError(
             f"{where}: model.vocab_size = {model.vocab_size} here and {size} there; take the other run's tokenizer, "

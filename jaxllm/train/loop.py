@@ -19,6 +19,7 @@ from jaxllm.config import Experiment, ModelConfig, dump, load, refuse_changes, r
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
 from jaxllm.layers.param import Tree
+from jaxllm.models import PRESETS
 from jaxllm.roofline.transformer import parameters
 from jaxllm.sharding import STAGES
 from jaxllm.storage import LocalStorage
@@ -352,11 +353,13 @@ class _Attempt:
 
     def _facts(self) -> dict[str, Any]:
         """What the first event says of the run."""
+        adapters = self.program.trained.num_adapters
         device, number = self.program.mesh.devices.flat[0], self.program.mesh.devices.size
         stages = self.program.mesh.shape[STAGES]
         return {
             "name": self.experiment.run.name,
-            "parameters": parameters(self.model).total,
+            "parameters": parameters(self.model).total + adapters,
+            "trainable_parameters": adapters or parameters(self.model).total,
             "devices": f"{number} x {device.device_kind}" if number > 1 else device.device_kind,
             "processes": jax.process_count(),
             "mesh": {axis: size for axis, size in self.program.mesh.shape.items() if size > 1},
@@ -380,7 +383,7 @@ def _check_run(directory: Path, experiment: Experiment, force: bool) -> None:
     if (directory / CONFIG).exists() and not force:
         saved = Catalogue(LocalStorage(directory / CHECKPOINTS)).candidates()
         step = max((entry.step for entry in saved), default=0)
-        refuse_changes(load(directory / CONFIG), experiment, str(directory), step)
+        refuse_changes(load(directory / CONFIG, presets=PRESETS), experiment, str(directory), step)
 
 
 def _progress(console: Console) -> Any:

@@ -23,8 +23,9 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
 step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:
 
-    started, resumed     name, parameters, devices (text), mesh ({axis: size}), steps, tokens and phases of the whole
-                         run, unigram_entropy (nats per token), mfu_convention (text), directory
+    started, resumed     name, parameters, trainable_parameters, init_from ({run, step, digest}), devices (text),
+                         mesh ({axis: size}), steps, tokens and phases of the whole run, unigram_entropy (nats per
+                         token), mfu_convention (text), directory
     phase                which begins behind the step: phase (from 0), sequence_length, batch_size, shares
                          ({source: share of the samples})
     evaluated            set ("held_out", ...), loss, perplexity, bits_per_byte

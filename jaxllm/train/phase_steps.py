@@ -26,7 +26,8 @@ class PhaseSteps:
     def __init__(self, experiment: Experiment, model: ModelConfig, program: Program, batches: Batches) -> None:
         self._data, self._program, self._batches = experiment.data, program, batches
         compute = experiment.train.precision.compute
-        self._meters = [Meter(model, program.mesh, phase, compute) for phase in experiment.data.phases]
+        adapters = program.trained.num_adapters
+        self._meters = [Meter(model, program.mesh, phase, compute, adapters) for phase in experiment.data.phases]
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     @property

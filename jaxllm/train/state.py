@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxllm.config import LossScaleConfig
-from jaxllm.layers.param import Tree, tree_map
+from jaxllm.layers.param import Tree, leaves, tree_map
 from jaxllm.models.decoder import Decoder, declarations, init
 from jaxllm.train.loss_scale import LossScale, init_loss_scale
 
@@ -54,12 +54,19 @@ class Trained:
         init: key -> their initial values.
         init_base: key -> an initial base, where no trained one is at hand; an empty dict where all is trained.
         attach: (parameters, base) -> what the decoder reads in the place of its declarations.
+        whole: whether these are all of the model's parameters, and the base is empty.
     """
 
     declared: Tree
     init: Callable[[jax.Array], Tree]
     init_base: Callable[[jax.Array], Tree]
     attach: Callable[[Tree, Tree], Tree]
+    whole: bool = False
+
+    @property
+    def num_adapters(self) -> int:
+        """Parameters of adapters, 0 where the model's own are trained."""
+        return 0 if self.whole else sum(leaf.size for _, leaf in leaves(self.declared))
 
 
 def everything(decoder: Decoder) -> Trained:
@@ -69,6 +76,7 @@ def everything(decoder: Decoder) -> Trained:
         init=functools.partial(init, decoder),
         init_base=lambda key: NO_BASE,
         attach=lambda params, base: params,
+        whole=True,
     )
 
 

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from jaxllm.config import ModelConfig, PhaseConfig
 from jaxllm.roofline.hardware import find_chip
-from jaxllm.roofline.transformer import Convention, flops_per_token
+from jaxllm.roofline.transformer import Convention, flops_per_token, formula
 from jaxllm.train import environment
 
 CONVENTION = Convention.TORCHTITAN
@@ -21,21 +21,23 @@ class Meter:
         mesh: whose devices work.
         phase: shape of the batches.
         compute: dtype of matrix products.
+        adapters: parameters of adapters, where these alone are trained.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, phase: PhaseConfig, compute: str) -> None:
+    def __init__(self, model: ModelConfig, mesh: Mesh, phase: PhaseConfig, compute: str, adapters: int = 0) -> None:
+        self._adapters = adapters
         self._tokens = phase.batch_size * phase.sequence_length
         devices = mesh.devices.flatten().tolist()
         self._num_devices = len(devices)
         self._local = [device for device in devices if device.process_index == jax.process_index()]
-        self._flops = flops_per_token(model, phase.sequence_length, CONVENTION)
+        self._flops = flops_per_token(model, phase.sequence_length, CONVENTION, adapters)
         chip = find_chip(devices[0].device_kind)
         self._peak = chip.device_flops_per_second(compute) if chip else None
 
     @property
     def facts(self) -> dict[str, str]:
         """The convention of mfu, where there is one."""
-        return {"mfu_convention": f"{CONVENTION}: {CONVENTION.formula}"} if self._peak else {}
+        return {"mfu_convention": formula(CONVENTION, bool(self._adapters))} if self._peak else {}
 
     def read(self, seconds: float) -> dict[str, Any]:
         """tokens_per_second, tflops_per_device, mfu where the peak is known, and this process's peak of memory."""

@@ -10,6 +10,7 @@ import numpy as np
 from jaxllm.config import load
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import open_store
+from jaxllm.models import PRESETS
 from jaxllm.train import digests
 from jaxllm.train.metrics import METRICS, read_metrics
 
@@ -32,7 +33,7 @@ def where(directory: Path, step: int) -> dict[str, Any]:
     config = directory / "config.toml"
     if not config.exists():
         raise ValueError(f"{directory} holds no run: it has no config.toml; name a directory such as runs/quickstart")
-    data = load(config).data
+    data = load(config, presets=PRESETS).data
     records = {record["step"]: record for record in read_metrics(directory)} if (directory / METRICS).exists() else {}
     if not 1 <= step <= data.num_steps:
         raise ValueError(f"step {step}: the run has steps 1 to {data.num_steps}")

@@ -12,14 +12,19 @@ which every product reads it anyway; the results are the same, bit for bit, as t
 
 import difflib
 import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from jaxllm.config import LoRAConfig
-from jaxllm.layers.param import Adapted, Declaration, Tree, leaves, tree_map
+from jaxllm.config import LoRAConfig, MeshConfig, ModelConfig
+from jaxllm.layers.param import Adapted, Declaration, Recipe, Tree, leaves, tree_map
 from jaxllm.models.decoder import Decoder, canonical_name, declarations, init, nest
+from jaxllm.roofline.memory import Adapters
+from jaxllm.sharding import axes_of, make_rules
 from jaxllm.train.state import Trained
 
 ROLE = "matrix"
@@ -81,6 +86,32 @@ def targets(config: LoRAConfig, declared: Tree) -> dict[str, Declaration]:
 def target_name(name: str) -> str:
     """A parameter's name as `tune.lora.targets` has it: `period.0.mlp.up` -> `mlp.up`."""
     return canonical_name(name).removeprefix("layers.")
+
+
+def count(config: LoRAConfig, model: ModelConfig, mesh: MeshConfig, sizes: Mapping[str, int]) -> Adapters:
+    """The adapters' values, in all and on one device of a mesh that need not be there.
+
+    Args:
+        config: of the adapters.
+        model: with its vocabulary known.
+        mesh: what is sharded over it.
+        sizes: devices along each axis, none of them -1.
+
+    Raises:
+        ValueError: a target matches no matrix.
+    """
+    rules = make_rules(mesh, sizes)
+    declared = [leaf for _, leaf in leaves(adapters(config, Decoder(model, Recipe(rules))).declared)]
+
+    def held(table: Callable[[Sequence[str]], PartitionSpec]) -> int:
+        return sum(leaf.size // math.prod(sizes[axis] for axis in axes_of(table(leaf.axes))) for leaf in declared)
+
+    return Adapters(
+        total=sum(leaf.size for leaf in declared),
+        parameters=held(rules.storage),
+        gradients=held(rules.gradient),
+        optimizer=held(rules.optimizer),
+    )
 
 
 def merged(params: Tree, decoder: Decoder) -> Tree:

@@ -48,6 +48,7 @@ MAY = {
 }
 MAY_NOT = {
     "run.seed": 1,
+    "run.init_from": "base",
     "run.deterministic": True,
     "model.d_model": 128,
     "model.num_layers": 5,

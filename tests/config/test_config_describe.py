@@ -72,7 +72,7 @@ def test_a_part_of_the_help():
         ("model.atention", "did you mean model.attention?"),
         (
             "qqq",
-            "the sections are schema_version, run, model, data, mesh, train, optim, evaluation, checkpoint, log, "
+            "the sections are schema_version, run, model, data, mesh, train, tune, optim, evaluation, checkpoint, log, "
             "profile",
         ),
     ],

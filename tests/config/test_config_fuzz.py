@@ -29,7 +29,12 @@ KINDS = (
         "optim.schedule.type": "wsd",
         "optim.optimizer.type": "muon",
     },
-    {"data.tokenizer.type": "bytes", "optim.schedule.type": "constant"},
+    {
+        "data.tokenizer.type": "bytes",
+        "optim.schedule.type": "constant",
+        "run.init_from": "base",
+        "tune.lora.rank": 4,
+    },
 )
 
 OUT_OF_RANGE = -7

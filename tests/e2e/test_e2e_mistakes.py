@@ -2,10 +2,12 @@
 
 import pathlib
 
+import msgspec
 import pytest
 
+import jaxllm
 from jaxllm import cli
-from jaxllm.config import dump, load, resolved
+from jaxllm.config import RunConfig, dump, load, resolved
 from jaxllm.train import loop
 
 
@@ -86,6 +88,15 @@ def test_a_run_of_another_config_is_refused(
     (home / "runs" / "mine" / "config.toml").write_text(dump(resolved(started)))
     err = sentence([*short, "--model.d_model", "64", "--log.interval", "5"], capsys)
     assert "model.d_model" in err and "log.interval" in err and "runs/mine" in err
+
+
+def test_a_run_of_a_preset_is_compared_with_what_it_was_started_with(tmp_path: pathlib.Path) -> None:
+    data = {"phases": [{"sequence_length": 32, "batch_size": 8, "steps": 24}]}
+    started = jaxllm.load_experiment({"model": {"preset": "llama3.2-1b"}, "data": data})
+    (tmp_path / "config.toml").write_text(dump(resolved(started)))
+    loop._check_run(tmp_path, started, force=False)
+    with pytest.raises(ValueError, match=r"run\.seed = 1 \(was 0\)"):
+        loop._check_run(tmp_path, msgspec.structs.replace(started, run=RunConfig(seed=1)), force=False)
 
 
 def test_a_bug_keeps_its_traceback(home: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

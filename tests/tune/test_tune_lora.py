@@ -1,6 +1,8 @@
-"""LoRA: at first nothing changes, apart is merged, any mesh gives one device's gradients, the base has none."""
+"""LoRA: at first nothing changes, apart is merged, any mesh gives one device's gradients, and the base gets none."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,88 +11,213 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxllm.config import LoRAConfig, MeshConfig, RunConfig, TuneConfig
-from jaxllm.layers.param import leaves, tree_map
-from jaxllm.models.decoder import merge
+from jaxllm.config import (
+    AXES,
+    AdamW,
+    AttentionConfig,
+    Constant,
+    LoRAConfig,
+    LossConfig,
+    MeshConfig,
+    MLPConfig,
+    ModelConfig,
+    Muon,
+    OptimConfig,
+    PrecisionConfig,
+    RunConfig,
+    TuneConfig,
+)
+from jaxllm.layers.param import Recipe, leaves, tree_map
+from jaxllm.models.decoder import Decoder, declarations, merge
+from jaxllm.roofline.memory import state_bytes
+from jaxllm.roofline.transformer import flops_per_token, parameters
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.objectives import pretrain
-from jaxllm.tune.lora import merged
+from jaxllm.tune.lora import adapters, count, merged, targets
 
-RANK, ALPHA = 4, 8.0
+ROWS, LENGTH, RANK = 8, 16, 2
+MODEL = ModelConfig(
+    vocab_size=128,
+    d_model=32,
+    num_layers=2,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2),
+    mlp=MLPConfig(d_ff=48),
+    initializer_std=0.1,
+)
+BATCH = tiny.make_batch(ROWS, LENGTH)
 
 
-def experiment(targets=("matrix",), **settings):
-    config = tiny.experiment(**settings)
-    lora = LoRAConfig(rank=RANK, alpha=ALPHA, targets=targets)
-    return msgspec.structs.replace(config, tune=TuneConfig(lora=lora), run=RunConfig(init_from="base"))
+def experiment(lora=True, **settings):
+    config = tiny.experiment(MODEL, shape=(ROWS, LENGTH), **settings)
+    tune = TuneConfig(lora=LoRAConfig(rank=RANK, alpha=3.0) if lora else None)
+    return msgspec.structs.replace(config, tune=tune, run=RunConfig(init_from="base"))
 
 
-def base_and_adapters(running, zero=False, seed=1):
-    """Parameters laid on a program's mesh: the base as drawn everywhere, and adapters of which B is not zero."""
-    random = np.random.default_rng(seed)
-    rules = running.decoder.recipe.rules
+def draw(running, zero=False):
+    """Parameters of the model and of the adapters on a program's mesh; without `zero` B is not zero."""
+    random, rules = np.random.default_rng(1), running.decoder.recipe.rules
 
-    def draw(leaf):
-        value = np.zeros(leaf.shape) if zero and not leaf.std else random.normal(0.0, leaf.std or 0.05, leaf.shape)
-        spec = rules.storage(leaf.axes)
-        return jax.device_put(np.float32(value), jax.NamedSharding(running.mesh, spec))
+    def place(leaf):
+        std = leaf.std or (0.0 if zero else 0.1)
+        value = np.float32(random.normal(0.0, std, leaf.shape))
+        return jax.device_put(value, jax.NamedSharding(running.mesh, rules.storage(leaf.axes)))
 
-    base = tiny.place(running, tiny.make_params(running.decoder.config))
-    return base, tree_map(draw, running.trained.declared)
+    return tiny.place(running, tiny.make_params(MODEL)), tree_map(place, running.trained.declared)
 
 
 @functools.cache
-def logits(apart: bool, zero: bool, adapted: bool = True):
+def logits(way):
     running = tiny.program(experiment())
     with jax.set_mesh(running.mesh):
-        base, params = base_and_adapters(running, zero)
-        whole = running.trained.attach(params, base) if adapted else base
-        whole = whole if apart else tiny.quick_jit(lambda given: merged(given, running.decoder))(whole)
-        tokens = jnp.asarray(tiny.make_batch()["tokens"])
-        return np.asarray(tiny.quick_jit(lambda p, t: merge(running.decoder, p)(t).logits)(whole, tokens))
+        base, params = draw(running, zero=way == "zero")
+        whole = base if way == "base" else running.trained.attach(params, base)
+        if way == "merged":
+            whole = tiny.quick_jit(lambda given: merged(given, running.decoder))(whole)
+        forward = tiny.quick_jit(lambda given, tokens: merge(running.decoder, given)(tokens).logits)
+        return np.asarray(forward(whole, jnp.asarray(BATCH["tokens"])))
 
 
 def test_with_b_zero_the_logits_are_the_base_s_bit_for_bit():
-    np.testing.assert_array_equal(logits(apart=True, zero=True), logits(apart=True, zero=True, adapted=False))
+    np.testing.assert_array_equal(logits("zero"), logits("base"))
 
 
 def test_merged_is_apart():
-    apart, together = logits(apart=True, zero=False), logits(apart=False, zero=False)
-    assert np.abs(apart - logits(apart=True, zero=True)).max() > 0.1
-    np.testing.assert_allclose(together, apart, rtol=0, atol=1e-5 * np.abs(apart).max())
+    assert np.abs(logits("apart") - logits("base")).max() > 0.1
+    np.testing.assert_allclose(logits("merged"), logits("apart"), rtol=0, atol=1e-5)
 
 
-@functools.cache
-def loss_and_gradients(mesh: MeshConfig | None, **settings):
+def differentiate(running, config):
+    """(what is trained, base, batch) -> gradients and sums, as the step computes them."""
+    trained, recipe = running.trained, running.decoder.recipe
+
+    def function(params, base, batch):
+        def objective(given, micro):
+            return pretrain(running.decoder, trained.attach(given, base), micro, config.train.loss)
+
+        return accumulate(objective, params, batch, jnp.ones(()), config.train.accumulate, trained.declared, recipe)
+
+    return tiny.quick_jit(function)
+
+
+def loss_and_gradients(mesh=None, **settings):
     config = experiment(mesh=mesh, **settings)
     running = tiny.program(config)
-    decoder, trained = running.decoder, running.trained
     with jax.set_mesh(running.mesh):
-        base, params = base_and_adapters(running)
-
-        def differentiate(params, base, batch):
-            def objective(given, micro):
-                return pretrain(decoder, trained.attach(given, base), micro, config.train.loss)
-
-            one = jnp.ones(())
-            return accumulate(objective, params, batch, one, config.train.accumulate, trained.declared, decoder.recipe)
-
-        gradients, sums, _ = tiny.quick_jit(differentiate)(params, base, running.put(tiny.make_batch()))
+        base, params = draw(running)
+        gradients, sums, _ = differentiate(running, config)(params, base, running.put(BATCH))
         return float(sums.loss), {name: np.asarray(value) for name, value in leaves(gradients)}
 
 
-MESHES = {
-    "fsdp 2 x tensor 2": (MeshConfig(fsdp=2, tensor=2), {}),
-    "data 2 x fsdp 2 x tensor 2, sequence parallel": (
-        MeshConfig(data=2, fsdp=2, tensor=2, sequence_parallel=True),
-        {"accumulate": 2, "remat": "block"},
-    ),
-}
+def test_loss_and_gradients_are_those_of_one_device():
+    mesh = MeshConfig(fsdp=2, tensor=2, sequence_parallel=True)
+    (loss, gradients), one = loss_and_gradients(mesh, accumulate=2), loss_and_gradients()
+    assert loss == pytest.approx(one[0], rel=1e-6)
+    tiny.assert_close(gradients, one[1], 1e-5)
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_loss_and_gradients_are_those_of_one_device(name):
-    mesh, settings = MESHES[name]
-    (loss, gradients), (wanted, reference) = loss_and_gradients(mesh, **settings), loss_and_gradients(None)
-    assert loss == pytest.approx(wanted, rel=1e-6)
-    tiny.assert_close(gradients, reference, 1e-5)
+def product_flops(text):
+    """FLOPs of all matrix products in the text of a compiled module, loops counted once."""
+    shapes = {
+        name: [int(dim) for dim in dims.split(",") if dim]
+        for name, dims in re.findall(r"(%[\w.\-]+) = \w+\[([\d,]*)\]", text)
+    }
+    found = re.findall(r"(%[\w.\-]+) = \S+ dot\((%[\w.\-]+), .*lhs_contracting_dims=\{([\d,]*)\}", text)
+    return sum(
+        2 * math.prod(shapes[result]) * math.prod(shapes[left][int(dim)] for dim in dims.split(","))
+        for result, left, dims in found
+    )
+
+
+def test_gradients_of_the_base_are_never_computed():
+    config = experiment(unroll=True, loss=LossConfig(chunk=64))
+    running = tiny.program(config)
+    with jax.set_mesh(running.mesh):
+        arguments = running.abstract_state().params, running.abstract_base(), running.abstract_batch(ROWS, LENGTH)
+        text = differentiate(running, config).lower(*arguments).compile().as_text()
+    size, added = parameters(MODEL), lora_parameters()
+    matrices = size.attention + size.mlp
+    square = 14 * LENGTH * MODEL.d_model * MODEL.num_layers  # 2 of them where the scores are computed again
+    # 4 FLOPs a frozen parameter and token, 6 an adapter's. Nothing is trained before the first block's projections, so
+    # that these need no gradient of their input; and of the loss's loop over two chunks only one is in the text.
+    first = MODEL.d_model * (2 * MODEL.d_model + 3 * RANK)
+    wanted = 4 * matrices + 4 * size.head / 2 + 6 * added + square - 2 * first
+    assert product_flops(text) == ROWS * LENGTH * wanted
+    assert flops_per_token(MODEL, LENGTH, "palm", added) == 4 * size.total + 6 * added + square * 12 / 14
+
+
+def lora_parameters():
+    sizes = dict.fromkeys(AXES, 1)
+    return count(LoRAConfig(rank=RANK), MODEL, MeshConfig(), sizes).total
+
+
+def shape(leaf):
+    return leaf.shape
+
+
+def test_only_adapters_are_optimised():
+    running = tiny.program(experiment())
+    with jax.set_mesh(running.mesh):
+        state = running.abstract_state()
+    values = lora_parameters()
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == values
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.optimizer)) == 2 * values + 1  # and Adam's count
+    assert {leaf.role for _, leaf in leaves(running.trained.declared)} == {"matrix"}  # decayed and clipped as such
+    names = {name.rpartition(".")[0] for name, _ in leaves(state.params)}
+    muon = tiny.program(experiment(optim=OptimConfig(schedule=Constant(), optimizer=Muon())))
+    with jax.set_mesh(muon.mesh):
+        moments = muon.abstract_state().optimizer
+    assert tree_map(shape, moments["muon"].momentum) == tree_map(shape, state.params)
+    assert not moments["adam"].mu
+    matrices = {name for name, leaf in leaves(declarations(running.decoder)) if leaf.role == "matrix"}
+    assert names == matrices and len(matrices) == 7
+
+
+def test_a_device_holds_its_share_of_the_adapters():
+    mesh = MeshConfig(fsdp=2, tensor=2)
+    running = tiny.program(experiment(mesh=mesh))
+    with jax.set_mesh(running.mesh):
+        state = running.abstract_state()
+
+    def held(tree):
+        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    found = count(LoRAConfig(rank=RANK), MODEL, mesh, dict(running.mesh.shape))
+    assert (found.parameters, found.optimizer) == (held(state.params), held(state.optimizer["adam"].mu))
+    assert found.parameters < found.total
+    plain, muon = (state_bytes(MODEL, PrecisionConfig(), rule, adapters=found) for rule in (AdamW(), Muon()))
+    assert plain.parameters == 2 * parameters(MODEL).total + 4 * found.parameters
+    assert (plain.gradients, plain.optimizer, muon.optimizer) == tuple(4 * n * found.optimizer for n in (1, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (["matrix"], {"attention.query", "attention.key", "attention.value", "attention.output"}),
+        (["attention.query", "attention.v*"], {"attention.query", "attention.value"}),
+        (["mlp.*"], {"mlp.gate", "mlp.up", "mlp.down"}),
+    ],
+)
+def test_targets_are_names_or_the_role(wanted, found):
+    declared = declarations(Decoder(MODEL, Recipe()))
+    chosen = targets(LoRAConfig(targets=tuple(wanted)), declared)
+    assert {name.removeprefix("period.0.") for name in chosen} >= found
+    assert len(chosen) == (7 if wanted == ["matrix"] else len(found))
+
+
+@pytest.mark.parametrize("wanted", ["atention.query", "embedding.table", "norm.scale", "head"])
+def test_a_target_that_matches_no_matrix_is_refused(wanted):
+    with pytest.raises(ValueError, match=rf"tune\.lora\.targets = .*{wanted}.* nearest are .*attention\."):
+        adapters(LoRAConfig(targets=("mlp.*", wanted)), Decoder(MODEL, Recipe()))
+
+
+def test_initial_values_are_the_paper_s():
+    model = msgspec.structs.replace(MODEL, d_model=128)
+    decoder = Decoder(model, Recipe())
+    with jax.set_mesh(tiny.program(experiment()).mesh):
+        trained = adapters(LoRAConfig(rank=8, targets=("attention.output",)), decoder)
+        found = tiny.quick_jit(trained.init)(jax.random.key(0))
+    factors = found["period"]["0"]["attention"]["output"]
+    assert factors["a"].shape == (2, 4, 32, 8) and factors["b"].shape == (2, 8, 128)
+    assert float(factors["a"].std()) == pytest.approx((3 * 128) ** -0.5, rel=0.05)
+    assert not np.array_equal(factors["a"][0], factors["a"][1])  # every layer draws its own
+    assert not factors["b"].any()

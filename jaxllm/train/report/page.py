@@ -99,7 +99,11 @@ def _key_figures(run: Run) -> list[tuple[str, str, str]]:
     if "unigram_entropy" in run.facts:
         cells.append(("Unigram entropy", figures.loss(run.facts["unigram_entropy"]), "nats per token"))
     if "parameters" in run.facts:
-        cells.append(("Parameters", figures.count(run.facts["parameters"]), ""))
+        total = run.facts["parameters"]
+        trained = run.facts.get("trainable_parameters", total)
+        cells.append(
+            ("Parameters", figures.count(total), f"{figures.count(trained)} trained" if trained < total else "")
+        )
     if "tokens_seen" in last:
         cells.append(("Tokens", figures.count(last["tokens_seen"]), "seen"))
     if run.events:

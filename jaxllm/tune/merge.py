@@ -1,0 +1,110 @@
+"""Adapters folded into the parameters that they adapt: W + s A B in W's place, as an ordinary run's checkpoint."""
+
+import errno
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import msgspec
+from jax.sharding import Mesh, NamedSharding
+
+from jaxllm.config import Experiment, MeshConfig, ModelConfig, TuneConfig, dump, resolved
+from jaxllm.layers.param import Recipe, Tree, tree_map
+from jaxllm.models.decoder import Decoder
+from jaxllm.sharding import make_mesh, make_rules
+from jaxllm.storage import LocalStorage
+from jaxllm.train.catalogue import Meta
+from jaxllm.train.checkpoints import Checkpoints
+from jaxllm.train.initial import INIT_FROM, Origin, find_origin
+from jaxllm.train.loss_scale import LossScale
+from jaxllm.train.state import Trained, TrainState
+from jaxllm.tune.lora import adapters, merged
+
+
+def merge(run: Path, out: Path, say: Callable[[str], None] = print) -> Meta:
+    """Write a run's newest adapters, folded into its base, as a run whose parameters `run.init_from` can name.
+
+    Uses as many devices as divide the model's width. The new run has no optimizer state: it starts others, and cannot
+    be gone on with.
+
+    Args:
+        run: directory of a run with tune.lora; its base must still be where run.init_from says.
+        out: directory of the new run.
+        say: is told which checkpoints are left out.
+
+    Returns:
+        What the checkpoint that was merged says of itself.
+
+    Raises:
+        ValueError: the run has no adapters, its base is gone, or `out` holds something.
+        OSError: the merged parameters could not be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; name a new directory")
+    tuned = find_origin(str(run), run, say)
+    lora, experiment = tuned.experiment.tune.lora, tuned.experiment
+    if lora is None:
+        raise ValueError(f"{run}: it trains all parameters, so there is nothing to merge; name a run with tune.lora")
+    base = find_origin(f"{run}: run.init_from = {experiment.run.init_from!r}", Path(experiment.run.init_from), say)
+    model = base.model
+    num_devices = math.gcd(jax.device_count(), model.d_model)
+    mesh = make_mesh(MeshConfig(fsdp=num_devices), jax.devices()[:num_devices])
+    dtype = base.experiment.train.precision.parameters
+    decoder = Decoder(model, Recipe(make_rules(MeshConfig(), dict(mesh.shape)), parameters=dtype))
+    trained = adapters(lora, decoder)
+    with jax.set_mesh(mesh):
+        params, meta = _adapters(tuned, decoder, mesh, trained)
+        whole = trained.attach(params, base.read_again(decoder, mesh, dtype, meta.extra[INIT_FROM]))
+        state = jax.jit(lambda given: _state(merged(given, decoder), meta))(whole)
+        _write(out, _plain(experiment, model, dtype, out), state, meta, say)
+    return meta
+
+
+def _adapters(tuned: Origin, decoder: Decoder, mesh: Mesh, trained: Trained) -> tuple[Tree, Meta]:
+    """A run's newest adapters on a mesh."""
+    rules, dtype = decoder.recipe.rules, tuned.experiment.train.precision.parameters
+    abstract = tree_map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=NamedSharding(mesh, rules.storage(leaf.axes))),
+        trained.declared,
+    )
+    found = tuned.checkpoints(decoder.config).restore_params(abstract)
+    assert found is not None, "a checkpoint was there when the run was opened"
+    return found
+
+
+def _state(params: Tree, meta: Meta) -> TrainState:
+    """Parameters and the counters behind them."""
+    return TrainState(
+        params=params,
+        optimizer={},
+        step=jnp.int32(meta.step),
+        optimizer_step=jnp.int32(meta.optimizer_step),
+        learning_rate_scale=jnp.ones((), jnp.float32),
+        loss_scale=LossScale(jnp.ones(()), jnp.zeros((), jnp.int32)),
+    )
+
+
+def _plain(experiment: Experiment, model: ModelConfig, dtype: str, out: Path) -> Experiment:
+    """The experiment of a run without adapters."""
+    replace, train = msgspec.structs.replace, experiment.train
+    return replace(
+        experiment,
+        run=replace(experiment.run, name=out.resolve().name, directory=str(out), init_from=""),
+        model=model,
+        train=replace(train, precision=replace(train.precision, parameters=dtype)),
+        tune=TuneConfig(),
+    )
+
+
+def _write(out: Path, experiment: Experiment, state: TrainState, meta: Meta, say: Callable[[str], None]) -> None:
+    place = out / "checkpoints"
+    checkpoints = Checkpoints(place, LocalStorage(place), experiment.model, experiment.checkpoint, say)
+    extra = {name: value for name, value in meta.extra.items() if name != INIT_FROM}
+    checkpoints.save(state, meta.step, 0, meta.data_cursor, extra)
+    checkpoints.wait()
+    for outcome in checkpoints.poll():
+        if outcome.error:
+            raise OSError(errno.EIO, outcome.error, str(out))
+    LocalStorage(out).write("config.toml", dump(resolved(experiment)).encode())
