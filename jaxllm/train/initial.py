@@ -150,7 +150,10 @@ def open_origin(
             f"jaxllm merge {directory} {directory}-merged"
         )
     _compare(where, origin, experiment, model)
-    if origin.newest.extra.get("tokenizer") != tokenizer:
+    known = origin.newest.extra.get("tokenizer")
+    if known is None:
+        say(f"{where}: its checkpoint is an older jaxllm's and does not say which tokenizer it knows; trust this one's")
+    elif known != tokenizer:
         raise ValueError(
             f"{where}: it was trained with another tokenizer, so that its parameters know other tokens; use its own: "
             f"`jaxllm data build {directory / 'config.toml'}` names the store whose directory `tokenizer` holds it, "
