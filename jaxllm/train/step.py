@@ -38,9 +38,7 @@ def make_gradients(
     trained = trained or everything(decoder)
     declared, recipe = trained.declared, decoder.recipe
 
-    def accumulated(
-        params: Tree, batch: Batch, scale: jax.Array, base: Tree = NO_BASE
-    ) -> tuple[Tree, Rows, jax.Array]:
+    def accumulated(params: Tree, batch: Batch, scale: jax.Array, base: Tree = NO_BASE) -> tuple[Tree, Rows, jax.Array]:
         def objective(params: Tree, micro: Batch) -> tuple[jax.Array, Rows]:
             return pretrain(decoder, trained.attach(params, base), micro, config.loss)
 

@@ -31,8 +31,7 @@ from jaxllm.layers.param import Recipe, leaves, tree_map
 from jaxllm.models.decoder import Decoder, declarations, merge
 from jaxllm.roofline.memory import state_bytes
 from jaxllm.roofline.transformer import flops_per_token, parameters
-from jaxllm.train.gradients import accumulate
-from jaxllm.train.objectives import pretrain
+from jaxllm.train.step import make_gradients
 from jaxllm.tune.lora import adapters, count, merged, targets
 
 ROWS, LENGTH, RANK = 8, 16, 2
@@ -87,16 +86,8 @@ def test_merged_is_apart():
 
 
 def differentiate(running, config):
-    """(what is trained, base, batch) -> gradients and sums, as the step computes them."""
-    trained, recipe = running.trained, running.decoder.recipe
-
-    def function(params, base, batch):
-        def objective(given, micro):
-            return pretrain(running.decoder, trained.attach(given, base), micro, config.train.loss)
-
-        return accumulate(objective, params, batch, jnp.ones(()), config.train.accumulate, trained.declared, recipe)
-
-    return tiny.quick_jit(function)
+    """(what is trained, batch, loss scale, base) -> gradients and losses of samples, as the step computes them."""
+    return tiny.quick_jit(make_gradients(running.decoder, config.train, running.trained))
 
 
 def loss_and_gradients(mesh=None, **settings):
@@ -104,8 +95,8 @@ def loss_and_gradients(mesh=None, **settings):
     running = tiny.program(config)
     with jax.set_mesh(running.mesh):
         base, params = draw(running)
-        gradients, sums, _ = differentiate(running, config)(params, base, running.put(BATCH))
-        return float(sums.loss), {name: np.asarray(value) for name, value in leaves(gradients)}
+        gradients, rows, _ = differentiate(running, config)(params, running.put(BATCH), jnp.ones(()), base)
+        return float(rows.loss.sum()), {name: np.asarray(value) for name, value in leaves(gradients)}
 
 
 def test_loss_and_gradients_are_those_of_one_device():
@@ -132,8 +123,9 @@ def test_gradients_of_the_base_are_never_computed():
     config = experiment(unroll=True, loss=LossConfig(chunk=64))
     running = tiny.program(config)
     with jax.set_mesh(running.mesh):
-        arguments = running.abstract_state().params, running.abstract_base(), running.abstract_batch(ROWS, LENGTH)
-        text = differentiate(running, config).lower(*arguments).compile().as_text()
+        params, batch = running.abstract_state().params, running.abstract_batch(ROWS, LENGTH)
+        lowered = differentiate(running, config).lower(params, batch, 1.0, running.abstract_base())
+    text = lowered.compile().as_text()
     size, added = parameters(MODEL), lora_parameters()
     matrices = size.attention + size.mlp
     square = 14 * LENGTH * MODEL.d_model * MODEL.num_layers  # 2 of them where the scores are computed again
@@ -208,6 +200,11 @@ def test_targets_are_names_or_the_role(wanted, found):
 def test_a_target_that_matches_no_matrix_is_refused(wanted):
     with pytest.raises(ValueError, match=rf"tune\.lora\.targets = .*{wanted}.* nearest are .*attention\."):
         adapters(LoRAConfig(targets=("mlp.*", wanted)), Decoder(MODEL, Recipe()))
+
+
+def test_a_pipeline_is_refused():
+    with pytest.raises(ValueError, match=r"mesh\.pipe = 2: .*tune\.lora.* set mesh\.pipe = 1"):
+        tiny.program(experiment(mesh=MeshConfig(pipe=2, fsdp=1)))
 
 
 def test_initial_values_are_the_paper_s():
