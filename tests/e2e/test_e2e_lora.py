@@ -37,7 +37,8 @@ def save_base(home: pathlib.Path, seed: int) -> pathlib.Path:
     place = home / "runs/base/checkpoints"
     checkpoints = Checkpoints(place, LocalStorage(place), model, experiment.checkpoint)
     tokenizer = open_store(experiment.data).manifest.tokenizer.sha256
-    checkpoints.save(state, 8, seed, 64, {"tokenizer": tokenizer})
+    with jax.set_mesh(ONE):
+        checkpoints.save(state, 8, seed, 64, {"tokenizer": tokenizer})
     checkpoints.wait()
     (home / "runs/base/config.toml").write_text(dump(resolved(experiment)))
     return place / f"step-00000008.attempt-{seed:04d}"
