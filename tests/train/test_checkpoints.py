@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import msgspec
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -85,10 +86,12 @@ def test_any_mesh_reads_what_any_other_wrote(case: Case):
     assert not case.said
 
 
-def test_a_real_state_changes_its_mesh(tmp_path):
-    first, second = (
-        tiny.program(tiny.experiment(mesh=mesh)) for mesh in (MeshConfig(fsdp=2), MeshConfig(data=2, tensor=2))
-    )
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_real_state_changes_its_mesh(tmp_path, turn):
+    """Between stages and other axes, both ways."""
+    model = msgspec.structs.replace(tiny.MODEL, num_layers=4)
+    meshes = [MeshConfig(pipe=2, fsdp=2), MeshConfig(data=2, fsdp=1, tensor=2)][::turn]
+    first, second = (tiny.program(tiny.experiment(model, mesh=mesh)) for mesh in meshes)
     random = np.random.default_rng(0)
     storage, config = LocalStorage(tmp_path), CheckpointConfig()
     with jax.set_mesh(first.mesh):
@@ -96,12 +99,12 @@ def test_a_real_state_changes_its_mesh(tmp_path):
             lambda x: jax.device_put(random.integers(0, 100, x.shape).astype(x.dtype), x.sharding),
             first.abstract_state(),
         )
-        writer = Checkpoints(tmp_path, storage, tiny.MODEL, config)
+        writer = Checkpoints(tmp_path, storage, model, config)
         writer.save(state, 1, 0, 0)
         writer.wait()
     with jax.set_mesh(second.mesh):
         wanted = second.abstract_state()
-        restored = Checkpoints(tmp_path, storage, tiny.MODEL, config).restore(wanted)
+        restored = Checkpoints(tmp_path, storage, model, config).restore(wanted)
     assert restored is not None
     assert bits(restored[0]) == bits(state)
     assert jax.tree.map(lambda x: x.sharding, restored[0]) == jax.tree.map(lambda x: x.sharding, wanted)
