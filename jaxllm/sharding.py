@@ -129,6 +129,11 @@ class Rules:
         """The rules that hold within one stage."""
         return dataclasses.replace(self, live=self.live - {STAGES})
 
+    @property
+    def ring(self) -> str:
+        """The axis whose devices share a sequence and pass its keys around, where it has more than one; else empty."""
+        return "context" if "context" in self.live else ""
+
 
 def make_rules(config: MeshConfig, sizes: Mapping[str, int]) -> Rules:
     """The tables that a mesh config asks for, on a mesh of the given sizes."""
@@ -307,9 +312,11 @@ def check_batch(
             f"data.phases.{phase}.batch_size = {batch_size}: mesh.data x mesh.fsdp x mesh.expert = {rows} does not "
             f"divide a micro-batch ({micro}); use a multiple of {rows * accumulate}"
         )
-    columns = sizes["context"] * (sizes["tensor"] if sequence_parallel else 1)
+    context, tensor = sizes["context"], sizes["tensor"] if sequence_parallel else 1
+    # over context each device holds two chunks of a sequence, and tensor splits what it holds
+    columns = context * (math.lcm(2, tensor) if context > 1 else tensor)
     if sequence_length % columns:
         raise ValueError(
             f"data.phases.{phase}.sequence_length = {sequence_length}: it must be a multiple of {columns} "
-            "(mesh.context, and mesh.tensor with mesh.sequence_parallel)"
+            "(2 x mesh.context, and mesh.context x mesh.tensor with mesh.sequence_parallel)"
         )

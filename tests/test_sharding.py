@@ -113,7 +113,7 @@ def test_a_batch_that_does_not_split_is_refused():
         sharding.check_batch(16, 2, 62, mesh, sequence_parallel=True)
     assert str(raised.value) == (
         "data.phases.0.sequence_length = 62: it must be a multiple of 4 "
-        "(mesh.context, and mesh.tensor with mesh.sequence_parallel)"
+        "(2 x mesh.context, and mesh.context x mesh.tensor with mesh.sequence_parallel)"
     )
     sharding.check_batch(16, 2, 62, mesh, sequence_parallel=False)
     sharding.check_batch(16, 2, 64, mesh, sequence_parallel=True)

@@ -17,7 +17,8 @@ class MeshConfig(Section, frozen=True, kw_only=True):
         data: replicas of the model; may cross slices.
         fsdp: shards of parameters and optimizer state, and of the batch (ZeRO, Rajbhandari et al. 2020).
         expert: shards of experts; for dense weights it works as more fsdp.
-        context: shards of the sequence (ring attention).
+        context: shards of the sequence: keys and values travel around a ring of devices (Ring Attention, Liu et al.
+            2023), which share causal attention evenly.
         tensor: shards of heads, feed-forward units and vocabulary (Megatron, Shoeybi et al. 2019).
         slices: groups of devices joined by the slower network only; they must divide `data` (or `pipe`).
         sequence_parallel: between blocks, shard the sequence over `tensor` (Korthikanti et al. 2022).
@@ -46,7 +47,6 @@ class MeshConfig(Section, frozen=True, kw_only=True):
             )
         unknown = [axis for axis in AXES if getattr(self, axis) == -1]
         require(len(unknown) <= 1, " and ".join(unknown), -1, "only one axis may be -1; give the others a number")
-        require(self.context == 1, "context", self.context, "the context axis is not built yet; set it to 1")
         require(
             not self.sequence_parallel or self.tensor != 1,
             "sequence_parallel",

@@ -1,7 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023) with rotary positions.
 
 The kernel is chosen while tracing, from the platform of the ambient mesh, and runs inside one `shard_map`: samples over
-the batch axes, heads over tensor.
+the batch axes, heads over tensor; and inside a ring where devices share a sequence (see `ring`).
 
 B batch, T sequence, D model, N query heads, K key and value heads, H width of a head.
 """
@@ -15,6 +15,7 @@ from jaxllm.config import AttentionConfig
 from jaxllm.layers import kernels
 from jaxllm.layers.linear import contract, enter, leave
 from jaxllm.layers.param import Declaration, Layer, Recipe
+from jaxllm.layers.ring import ring_attention
 from jaxllm.layers.rope import rotate
 from jaxllm.sharding import platform
 
@@ -61,13 +62,16 @@ def attend(
     kernel: str,
     recipe: Recipe,
 ) -> jax.Array:
-    """Causal attention within segments: [B, T, N, H].
+    """Causal attention within segments: [B, T, N, H]; a shared sequence comes in head-tail order (see `context`).
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
     """
-    name = choose(kernel, platform(), q_BTNH.shape[1], q_BTNH.shape[3], str(q_BTNH.dtype))
-    compute = functools.partial(kernels.KERNELS[name], scale=q_BTNH.shape[3] ** -0.5)
+    axis = recipe.rules.ring
+    context = jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
+    name = choose(kernel, platform(), q_BTNH.shape[1], q_BTNH.shape[3], str(q_BTNH.dtype), context)
+    compute = functools.partial(ring_attention, kernel=name, axis=axis) if axis else kernels.KERNELS[name]
+    compute = functools.partial(compute, scale=q_BTNH.shape[3] ** -0.5)
     with jax.named_scope(name):
         heads = recipe.rules.activation("batch", "sequence", "heads", None)
         rows = recipe.rules.activation("batch", "sequence")
@@ -78,14 +82,22 @@ def attend(
 
 
 @functools.cache
-def choose(kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str) -> str:
+def choose(kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1) -> str:
     """The kernel to use; says once, in one sentence, when it is not the platform's own.
+
+    Args:
+        kernel: as in `AttentionConfig.kernel`.
+        platform: `cpu`, `gpu` or `tpu`.
+        sequence_length: of the whole sequence.
+        head_dim: width of a head.
+        dtype: of queries, keys and values.
+        context: devices that share a sequence.
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
     """
     wanted = kernels.PREFERRED.get(platform, "xla") if kernel == "auto" else kernel
-    reason = kernels.refusal(wanted, platform, sequence_length, head_dim, dtype)
+    reason = kernels.refusal(wanted, platform, sequence_length, head_dim, dtype, context)
     if not reason:
         return wanted
     if kernel != "auto":

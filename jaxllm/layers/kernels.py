@@ -17,11 +17,12 @@ B batch, T and S sequence, N query heads, K key and value heads, G query heads a
 
 import functools
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.typing import DTypeLike
 
 from jaxllm.layers.linear import physical_transpose
 from jaxllm.sharding import platform
@@ -34,11 +35,17 @@ _SMALLEST_BLOCK = 128
 _SPLASH_BLOCK = 512
 
 
-def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str) -> str:
-    """Why a kernel cannot compute this attention; empty if it can."""
+def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1) -> str:
+    """Why a kernel cannot compute this attention, of sequences over so many devices; empty if it can."""
     if kernel == "splash":
         if platform == "gpu":
             return "splash is a TPU kernel"
+        chunk = sequence_length // (2 * context)
+        if context > 1 and chunk % 128:
+            return (
+                f"over mesh.context = {context} splash needs a sequence length that is a multiple of "
+                f"{2 * context * 128}, not {sequence_length}"
+            )
         if sequence_length % 128:
             return f"splash needs a sequence length that is a multiple of 128, not {sequence_length}"
         if head_dim % 64:
@@ -46,6 +53,8 @@ def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dty
     if kernel == "cudnn":
         if platform != "gpu":
             return "cudnn is a GPU kernel"
+        if context > 1:
+            return "cudnn's gradient of part of the keys is not built in, so it cannot run over mesh.context"
         if dtype not in ("bfloat16", "float16"):
             return f"cudnn computes in bfloat16 or float16, not {dtype}"
         if head_dim > 128 or head_dim % 8:
@@ -53,6 +62,20 @@ def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dty
         if sequence_length % 2:
             return f"cudnn with packed documents needs an even sequence length, not {sequence_length}"
     return ""
+
+
+class Pairs(NamedTuple):
+    """Queries, and the keys and values that they may see; segments are int32.
+
+    Attributes:
+        q: [B, N, T, H], or by groups, [B, K, G, T, H].
+    """
+
+    q: jax.Array
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    query_segments_BT: jax.Array
+    key_segments_BS: jax.Array
 
 
 def xla(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:
@@ -73,51 +96,76 @@ def _blockwise(
 
 def _forward(
     q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Blocks of queries, each against the keys up to its end."""
+) -> tuple[jax.Array, tuple[Pairs, jax.Array, jax.Array]]:
+    pairs = Pairs(q_BKGTH, k_BKSH, v_BKSH, segments_BT, segments_BT)
+    o_BKGTH, normaliser_BKGT = attend_in_blocks(pairs, scale, causal=True, dtype=q_BKGTH.dtype)
+    return o_BKGTH, (pairs, o_BKGTH, normaliser_BKGT)
+
+
+def _backward(
+    scale: float, saved: tuple[Pairs, jax.Array, jax.Array], do_BKGTH: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    return *differentiate_in_blocks(*saved, do_BKGTH, scale, causal=True, dtype=do_BKGTH.dtype), None
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def attend_in_blocks(pairs: Pairs, scale: float, causal: bool, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """The result, [B, K, G, T, H] in a dtype, and the log-sum-exps, float32[B, K, G, T], of grouped queries.
+
+    Blocks of queries, each against the keys up to its end, or against all where not `causal`.
+    """
+    q_BKGTH, k_BKSH, v_BKSH, query_segments_BT, key_segments_BS = pairs
     outputs, normalisers = [], []
     for start, stop in _blocks(q_BKGTH.shape[3]):
-        rows, columns = slice(start, stop), slice(0, stop)
+        rows, columns = slice(start, stop), slice(0, stop if causal else None)
         scores_BKGTS = scale * _product("bkgth,bksh->bkgts", q_BKGTH[:, :, :, rows], k_BKSH[:, :, columns])
-        scores_BKGTS = jnp.where(_seen(segments_BT, rows, columns), scores_BKGTS, MASKED)
+        seen = _seen(query_segments_BT, key_segments_BS, rows, columns, causal)
+        scores_BKGTS = jnp.where(seen, scores_BKGTS, MASKED)
         most_BKGT1 = jnp.max(scores_BKGTS, axis=-1, keepdims=True)
         weights_BKGTS = jnp.exp(scores_BKGTS - most_BKGT1)
         total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
         mixed_BKGTH = _product("bkgts,bksh->bkgth", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH[:, :, columns])
-        outputs.append((mixed_BKGTH / total_BKGT1).astype(q_BKGTH.dtype))
+        outputs.append((mixed_BKGTH / total_BKGT1).astype(dtype))
         normalisers.append((most_BKGT1 + jnp.log(total_BKGT1))[..., 0])
-    o_BKGTH, normaliser_BKGT = jnp.concatenate(outputs, axis=3), jnp.concatenate(normalisers, axis=3)
-    return o_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, normaliser_BKGT)
+    return jnp.concatenate(outputs, axis=3), jnp.concatenate(normalisers, axis=3)
 
 
-def _backward(
-    scale: float, saved: tuple[jax.Array, ...], do_BKGTH: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """Blocks of keys, each against the queries from its start, on transposed scores."""
-    q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, normaliser_BKGT = saved
+def differentiate_in_blocks(
+    pairs: Pairs,
+    o_BKGTH: jax.Array,
+    normaliser_BKGT: jax.Array,
+    do_BKGTH: jax.Array,
+    scale: float,
+    causal: bool,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dq, dk and dv in a dtype: blocks of keys, each against the queries from its start, or all; scores transposed.
+
+    The result and the log-sum-exps may be those over more keys than are here: the gradients of all parts add up.
+    """
+    q_BKGTH, k_BKSH, v_BKSH, query_segments_BT, key_segments_BS = pairs
     delta_BKGT = jnp.sum(do_BKGTH.astype(jnp.float32) * o_BKGTH.astype(jnp.float32), axis=-1)
     # transposed in memory where a CPU's matrix units need it so (see `linear`)
     kt_BKHS = physical_transpose(k_BKSH) if platform() == "cpu" else k_BKSH.swapaxes(-1, -2)
     dqt_BKGHT = jnp.zeros((*q_BKGTH.shape[:3], q_BKGTH.shape[4], q_BKGTH.shape[3]), jnp.float32)
     dks, dvs = [], []
-    for start, stop in _blocks(q_BKGTH.shape[3]):
-        rows, columns = slice(start, None), slice(start, stop)
+    for start, stop in _blocks(k_BKSH.shape[2]):
+        rows, columns = slice(start if causal else 0, None), slice(start, stop)
         q, do, k, v = q_BKGTH[:, :, :, rows], do_BKGTH[:, :, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
         scores_BKSGT = scale * _product("bksh,bkgth->bksgt", k, q)
-        seen = _seen(segments_BT, rows, columns).transpose(0, 1, 4, 2, 3)
+        seen = _seen(query_segments_BT, key_segments_BS, rows, columns, causal).transpose(0, 1, 4, 2, 3)
         weights_BKSGT = jnp.where(seen, jnp.exp(scores_BKSGT - normaliser_BKGT[:, :, None, :, rows]), 0.0)
         dweights_BKSGT = _product("bksh,bkgth->bksgt", v, do)
         dscores_BKSGT = scale * weights_BKSGT * (dweights_BKSGT - delta_BKGT[:, :, None, :, rows])
         weights_BKSGT, dscores_BKSGT = weights_BKSGT.astype(do.dtype), dscores_BKSGT.astype(q.dtype)
-        dvs.append(_product("bksgt,bkgth->bksh", weights_BKSGT, do).astype(v.dtype))
-        dks.append(_product("bksgt,bkgth->bksh", dscores_BKSGT, q).astype(k.dtype))
+        dvs.append(_product("bksgt,bkgth->bksh", weights_BKSGT, do).astype(dtype))
+        dks.append(_product("bksgt,bkgth->bksh", dscores_BKSGT, q).astype(dtype))
         dqt = _product("bkhs,bksgt->bkhgt", kt_BKHS[..., columns], dscores_BKSGT)
         dqt_BKGHT = dqt_BKGHT.at[..., rows].add(dqt.swapaxes(2, 3))
-    dq_BKGTH = dqt_BKGHT.astype(q_BKGTH.dtype).swapaxes(-1, -2)
-    return dq_BKGTH, jnp.concatenate(dks, axis=2), jnp.concatenate(dvs, axis=2), None
-
-
-_blockwise.defvjp(_forward, _backward)
+    dq_BKGTH = dqt_BKGHT.astype(dtype).swapaxes(-1, -2)
+    return dq_BKGTH, jnp.concatenate(dks, axis=2), jnp.concatenate(dvs, axis=2)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -126,11 +174,15 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + block, length)) for start in range(0, length, block)]
 
 
-def _seen(segments_BT: jax.Array, rows: slice, columns: slice) -> jax.Array:
+def _seen(
+    query_segments_BT: jax.Array, key_segments_BS: jax.Array, rows: slice, columns: slice, causal: bool
+) -> jax.Array:
     """Which keys the queries see: bool[B, 1, 1, T, S]."""
-    places = jnp.arange(segments_BT.shape[1])
-    same_BTS = segments_BT[:, rows, None] == segments_BT[:, None, columns]
-    return (same_BTS & (places[rows, None] >= places[None, columns])[None])[:, None, None]
+    seen_BTS = query_segments_BT[:, rows, None] == key_segments_BS[:, None, columns]
+    if causal:
+        places = jnp.arange(query_segments_BT.shape[1])
+        seen_BTS &= (places[rows, None] >= places[None, columns])[None]
+    return seen_BTS[:, None, None]
 
 
 def _product(dims: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -138,8 +190,22 @@ def _product(dims: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def splash(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:
-    """Splash attention; interpreted where there is no TPU, which is for tests."""
+    """Splash attention."""
     length, num_heads = q_BTNH.shape[1:3]
+    kernel = splash_kernel(num_heads, length, causal=True)
+
+    def one(q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segments_T: jax.Array) -> jax.Array:
+        ids = splash_attention_kernel.SegmentIds(q=segments_T, kv=segments_T)
+        return cast(jax.Array, kernel(q_NTH * jnp.asarray(scale, q_NTH.dtype), k_KSH, v_KSH, segment_ids=ids))
+
+    q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return jax.vmap(one)(q_BNTH, k_BKSH, v_BKSH, segments_BT).swapaxes(1, 2)
+
+
+def splash_kernel(
+    num_heads: int, length: int, causal: bool, save_residuals: bool = False
+) -> splash_attention_kernel.SplashAttentionKernel:
+    """The kernel of so many heads and positions; interpreted where there is no TPU, which is for tests."""
     block = math.gcd(length, _SPLASH_BLOCK)
     sizes = splash_attention_kernel.BlockSizes(
         **dict.fromkeys(
@@ -148,21 +214,15 @@ def splash(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT:
             block,
         )
     )  # fmt: skip
-    causal = splash_attention_mask.CausalMask((length, length))
-    kernel = splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([causal] * num_heads),
+    mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask((length, length))] * num_heads),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        save_residuals=save_residuals,
         interpret=jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu",
     )
-
-    def one(q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segments_T: jax.Array) -> jax.Array:
-        ids = splash_attention_kernel.SegmentIds(q=segments_T, kv=segments_T)
-        return cast(jax.Array, kernel(q_NTH * jnp.asarray(scale, q_NTH.dtype), k_KSH, v_KSH, segment_ids=ids))
-
-    q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return jax.vmap(one)(q_BNTH, k_BKSH, v_BKSH, segments_BT).swapaxes(1, 2)
 
 
 def cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:

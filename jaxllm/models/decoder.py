@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import BlockConfig, ModelConfig, NormConfig
 from jaxllm.layers.attention import Attention
+from jaxllm.layers.context import balance, restore
 from jaxllm.layers.embed import Embedding, Head, logits
 from jaxllm.layers.linear import PRODUCT
 from jaxllm.layers.mlp import MLP
@@ -95,7 +96,7 @@ class Decoder(nnx.Module):
         return self.embedding(tokens_BT)
 
     def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """All blocks, first to last: [B, T, D] -> [B, T, D]."""
+        """All blocks, first to last: [B, T, D] -> [B, T, D]; over context, in head-tail order (see layers/context)."""
         if self.recipe.rules.staged:
             num_micro = stages.count() if x_BTD.shape[0] % (stages.count() * num_shards()) == 0 else 1
             return stages.forward(self.repeats, list(self.period), x_BTD, positions_BT, segments_BT, num_micro)
@@ -139,10 +140,11 @@ class Decoder(nnx.Module):
             positions_BT = cast(jax.Array, jax.lax.broadcasted_iota("int32", tokens_BT.shape, 1, out_sharding=laid))
         if segments_BT is None:
             segments_BT = tokens_BT * 0 + 1
-        x_BTD = self.blocks(self.embed(tokens_BT), positions_BT, segments_BT)
-        x_BTD = self.final(x_BTD)
-        spec = self.recipe.rules.activation("batch", "sequence", None)
-        return Output(logits(jax.reshard(x_BTD, spec), self.head_weight(), self.recipe))
+        rules = self.recipe.rules
+        batch = balance({"tokens": tokens_BT, "positions": positions_BT, "segments": segments_BT}, rules)
+        x_BTD = self.blocks(self.embed(batch["tokens"]), batch["positions"], batch["segments"])
+        x_BTD = jax.reshard(self.final(x_BTD), rules.activation("batch", "sequence", None))
+        return Output(restore(logits(x_BTD, self.head_weight(), self.recipe), rules))
 
 
 def _run_block(x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:

@@ -163,7 +163,7 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         sharding.check_batch(phase.batch_size, train.accumulate, length, sizes, sequence_parallel, index)
         for block in model.blocks:
             head_dim = model.head_dim(block.attention)
-            choose(block.attention.kernel, platform, length, head_dim, train.precision.compute)
+            choose(block.attention.kernel, platform, length, head_dim, train.precision.compute, sizes["context"])
     rules = sharding.make_rules(experiment.mesh, sizes)
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.config import LossConfig
+from jaxllm.layers.context import balance
 from jaxllm.layers.linear import weight_gradient
 from jaxllm.layers.param import Recipe, Tree
 from jaxllm.models.decoder import PERIOD, Decoder, merge
 from jaxllm.models.stages import Stage
-from jaxllm.sharding import num_shards
 
 Batch = dict[str, jax.Array]
 """tokens, targets, positions, segments: int32[B, T]; weights: float32[B, T]."""
@@ -75,6 +75,7 @@ def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -
         config: chunk and z-loss.
     """
     model = merge(decoder, params)
+    batch = balance(batch, decoder.recipe.rules)
     x_BTD = model.blocks(model.embed(batch["tokens"]), batch["positions"], batch["segments"])
     return next_token_loss(decoder, params, x_BTD, batch, config)
 
@@ -91,7 +92,7 @@ def next_token_loss(
 
 
 def pretrain_parts(decoder: Decoder, config: LossConfig) -> Parts:
-    """`pretrain` in parts."""
+    """`pretrain` in parts; over context, its batches come in head-tail order (see layers/context)."""
 
     def stage(slots: Tree, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         model = merge(decoder, {PERIOD: slots})
@@ -122,8 +123,8 @@ def cross_entropy(
         config: weight of the z-loss; tokens a device holds logits of at a time.
         recipe: rules and dtypes.
     """
-    batch, length = targets_BT.shape
-    most = max(1, config.chunk // (batch // num_shards())) if config.chunk else length
+    batch, length = jax.typeof(targets_BT).sharding.shard_shape(targets_BT.shape)  # of one device's share
+    most = max(1, config.chunk // batch) if config.chunk else length
     columns = next(size for size in range(min(most, length), 0, -1) if length % size == 0)
     x_BTD = jax.reshard(x_BTD, recipe.rules.activation("batch", "sequence", None))
     return _cross_entropy(x_BTD, weight_DV, targets_BT, weights_BT, config.z_loss, columns, recipe)
@@ -145,7 +146,7 @@ def _cross_entropy(
         return jax.tree.map(jnp.add, total, added), None
 
     chunks = _split((x_BTD, targets_BT, weights_BT), columns)
-    total, _ = jax.lax.scan(body, _no_columns(targets_BT.shape[0], columns, recipe), chunks)
+    total, _ = jax.lax.scan(body, _no_columns(chunks, recipe), chunks)
     return _over_rows(total)
 
 
@@ -177,9 +178,8 @@ def _forward(
 
     zeros_DV = jnp.zeros(weight_DV.shape, jnp.float32, out_sharding=dweight_spec)
     chunks = _split((x_BTD, targets_BT, weights_BT), columns)
-    nothing = _no_columns(targets_BT.shape[0], columns, recipe)
-    (total, dweight_DV), dx = jax.lax.scan(body, (nothing, zeros_DV), chunks)
-    dx_BTD = dx.swapaxes(0, 1).reshape(x_BTD.shape)
+    (total, dweight_DV), dx = jax.lax.scan(body, (_no_columns(chunks, recipe), zeros_DV), chunks)
+    dx_BTD = _join(dx)
     return _over_rows(total), (dx_BTD, dweight_DV.astype(weight_DV.dtype))
 
 
@@ -201,8 +201,8 @@ def _backward(
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _no_columns(batch: int, columns: int, recipe: Recipe) -> Columns:
-    zeros_BC = jnp.zeros((batch, columns), out_sharding=recipe.rules.activation("batch", "sequence"))
+def _no_columns(chunks: tuple[jax.Array, ...], recipe: Recipe) -> Columns:
+    zeros_BC = jnp.zeros(chunks[1].shape[1:], out_sharding=recipe.rules.activation("batch", "sequence"))
     return Columns(zeros_BC, zeros_BC)
 
 
@@ -213,8 +213,24 @@ def _over_rows(total: Columns) -> tuple[jax.Array, Rows]:
 
 
 def _split(arrays: tuple[jax.Array, ...], columns: int) -> tuple[jax.Array, ...]:
-    """[B, T, ...] -> [T / C, B, C, ...]: what a scan over chunks reads."""
-    return tuple(x.reshape(x.shape[0], -1, columns, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
+    """[B, T, ...] -> [T / C, B, C, ...]: what a scan over chunks reads; C `columns` of every device's share of T."""
+
+    def split(x: jax.Array) -> jax.Array:
+        parts = x.reshape(x.shape[0], _num_shares(x, 1), -1, columns, *x.shape[2:])
+        return jnp.moveaxis(parts, 2, 0).reshape(-1, x.shape[0], parts.shape[1] * columns, *x.shape[2:])
+
+    return tuple(split(x) for x in arrays)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """[T / C, B, C, ...] -> [B, T, ...], the inverse."""
+    parts = x.reshape(*x.shape[:2], _num_shares(x, 2), -1, *x.shape[3:])
+    return jnp.moveaxis(parts, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
+
+
+def _num_shares(x: jax.Array, dim: int) -> int:
+    """Devices that a dim lies over."""
+    return x.shape[dim] // jax.typeof(x).sharding.shard_shape(x.shape)[dim]
 
 
 def _chunk_loss(

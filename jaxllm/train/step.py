@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxllm.config import LossScaleConfig, TrainConfig
+from jaxllm.layers.context import balance
 from jaxllm.layers.param import Tree, tree_map
 from jaxllm.models.decoder import Decoder
 from jaxllm.train.digests import digest
@@ -46,7 +47,7 @@ def make_gradients(
 
     def pipelined(params: Tree, batch: Batch, scale: jax.Array, base: Tree = NO_BASE) -> tuple[Tree, Rows, jax.Array]:
         assert not base, "assemble refuses adapters in a pipeline"
-        parts = pretrain_parts(decoder, config.loss)
+        parts, batch = pretrain_parts(decoder, config.loss), balance(batch, recipe.rules)
         return pipeline(parts, params, batch, scale, config.accumulate, declared, recipe, config.pipeline)
 
     return pipelined if recipe.rules.staged else accumulated
