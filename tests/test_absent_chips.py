@@ -17,15 +17,18 @@ import contextlib
 import functools
 import importlib.util
 import os
+from collections import Counter
 
 import absent
 import hlo
 import jax
 import pytest
+import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import sharding
-from jaxllm.config import MeshConfig
+from jaxllm.config import AttentionConfig, MeshConfig, MLPConfig, ModelConfig, PrecisionConfig
+from jaxllm.train.assemble import assemble
 
 LARGE = 2**21
 FORWARD, BACKWARD, LOSS, MICRO = "jvp(blocks)", "transpose(jvp(blocks))", "jvp(loss)", "micro_batches"
@@ -181,6 +184,38 @@ def test_a_pipeline_passes_on_and_1f1b_keeps_less(tpus):
         temporary[schedule] = compiled.temporary_bytes
     micro_batch = 1024 * 4096 * 2  # bytes of a device's share of activations in bfloat16
     assert temporary["gpipe"] - temporary["1f1b"] > (16 + 3 - 7) * micro_batch
+
+
+@tpu
+def test_around_a_ring_keys_are_passed_on_and_no_sequence_is_gathered(tpus):
+    """The gradients of a small model; over context there are permutes, and sums at the end.
+
+    A ring of four passes keys and values on three times, two arrays each time: while its own keys are attended to, in
+    the one turn of its loop, and before the last products from there. The backward pass does so too, and their
+    gradients travel in its loop, before the last products, and home. The numbers of documents travel with the keys.
+    """
+    heads = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=128)
+    model = ModelConfig(vocab_size=1024, d_model=256, num_layers=2, attention=heads, mlp=MLPConfig(d_ff=512))
+    mesh = MeshConfig(fsdp=2, context=4)
+    experiment = tiny.experiment(model, mesh, precision=PrecisionConfig(), shape=(4, 1024))
+    program = assemble(experiment, model, tpus("v5p:2x2x2"))
+    with jax.set_mesh(program.mesh):
+        function = jax.jit(tiny.differentiate(program, experiment))
+        traced = function.trace(program.abstract_state().params, program.abstract_batch(4, 1024))
+        text = str(traced.lower(lowering_platforms=("tpu",)).compile().as_text())
+    for name in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
+        assert f"%{name}" in text
+    over_context = [x for x in hlo.collectives(text, program.mesh.shape) if "context" in x.axes]
+    permutes = [x for x in over_context if x.kind == "collective-permute"]
+    keys = 2 * 256 * 128 * 2  # bytes: two rows, a quarter of the sequence, one head, bfloat16
+    assert Counter((*x.loops[:1], len(x.loops)) for x in permutes if x.size >= keys) == {
+        (FORWARD, 1): 2,
+        (FORWARD, 2): 2,
+        (BACKWARD, 1): 2 + 2 + 2,
+        (BACKWARD, 2): 2 + 2,
+    }
+    assert {x.kind for x in over_context if x not in permutes} == {"all-reduce"}
+    assert not [x for x in over_context if x not in permutes and x.loops]
 
 
 @gpu

@@ -115,6 +115,11 @@ def test_a_batch_that_does_not_split_is_refused():
         "data.phases.0.sequence_length = 62: it must be a multiple of 4 "
         "(2 x mesh.context, and mesh.context x mesh.tensor with mesh.sequence_parallel)"
     )
+    with pytest.raises(ValueError, match=r"^data\.phases\.0\.sequence_length = 36: it must be a multiple of 8 \("):
+        sharding.check_batch(16, 2, 36, sizes(context=4), sequence_parallel=False)
+    with pytest.raises(ValueError, match=r"^data\.phases\.0\.sequence_length = 66: it must be a multiple of 12 \("):
+        sharding.check_batch(16, 2, 66, sizes(context=2, tensor=3), sequence_parallel=True)
+    sharding.check_batch(16, 2, 66, sizes(context=3, tensor=4), sequence_parallel=False)
     sharding.check_batch(16, 2, 62, mesh, sequence_parallel=False)
     sharding.check_batch(16, 2, 64, mesh, sequence_parallel=True)
 

@@ -40,21 +40,17 @@ def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dty
     if kernel == "splash":
         if platform == "gpu":
             return "splash is a TPU kernel"
-        chunk = sequence_length // (2 * context)
-        if context > 1 and chunk % 128:
-            return (
-                f"over mesh.context = {context} splash needs a sequence length that is a multiple of "
-                f"{2 * context * 128}, not {sequence_length}"
-            )
-        if sequence_length % 128:
-            return f"splash needs a sequence length that is a multiple of 128, not {sequence_length}"
+        multiple = 128 * 2 * context if context > 1 else 128  # in a ring it runs on half of a device's share
+        if sequence_length % multiple:
+            where = f"over mesh.context = {context} " if context > 1 else ""
+            return f"{where}splash needs a sequence length that is a multiple of {multiple}, not {sequence_length}"
         if head_dim % 64:
             return f"splash needs heads whose width is a multiple of 64, not {head_dim}"
     if kernel == "cudnn":
         if platform != "gpu":
             return "cudnn is a GPU kernel"
         if context > 1:
-            return "cudnn's gradient of part of the keys is not built in, so it cannot run over mesh.context"
+            return f"cudnn has no public gradient over part of the keys, which mesh.context = {context} needs"
         if dtype not in ("bfloat16", "float16"):
             return f"cudnn computes in bfloat16 or float16, not {dtype}"
         if head_dim > 128 or head_dim % 8:

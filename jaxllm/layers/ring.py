@@ -84,7 +84,8 @@ def _forward(
         return (_pass_on(held, axis), add(done, held, row)), None
 
     rows = _rows(axis)
-    (held, done), _ = jax.lax.scan(step, (held, (o_BNTH.astype(jnp.float32), normaliser_BNT)), rows[:-1])
+    with jax.named_scope("ring"):
+        (held, done), _ = jax.lax.scan(step, (held, (o_BNTH.astype(jnp.float32), normaliser_BNT)), rows[:-1])
     o_BNTH, normaliser_BNT = add(done, held, rows[-1])
     o_BNTH = o_BNTH.astype(q_BNTH.dtype)
     return o_BNTH, (*own[:4], o_BNTH, normaliser_BNT)
@@ -113,7 +114,8 @@ def _backward(
         return (_pass_on(held, axis), *add(dq_BNTH, _pass_on(dkv, axis), held, row)), None
 
     rows = _rows(axis)
-    (held, dq_BNTH, dkv), _ = jax.lax.scan(step, (held, dq_BNTH, tuple(dkv)), rows[:-1])
+    with jax.named_scope("ring"):
+        (held, dq_BNTH, dkv), _ = jax.lax.scan(step, (held, dq_BNTH, tuple(dkv)), rows[:-1])
     dq_BNTH, dkv = add(dq_BNTH, _pass_on(dkv, axis), held, rows[-1])
     dk_BKSH, dv_BKSH = _pass_on(dkv, axis)  # home
     return dq_BNTH.astype(q_BNTH.dtype), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None

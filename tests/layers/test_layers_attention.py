@@ -154,6 +154,24 @@ def test_a_kernel_asked_for_by_name_computes_or_stops(kernel, platform, length, 
 
 
 @pytest.mark.parametrize(
+    ("kernel", "platform", "reason"),
+    [
+        (
+            "splash",
+            "tpu",
+            "over mesh.context = 4 splash needs a sequence length that is a multiple of 1024, not 1536",
+        ),
+        ("cudnn", "gpu", "cudnn has no public gradient over part of the keys, which mesh.context = 4 needs"),
+    ],
+)
+def test_a_kernel_asked_for_by_name_runs_in_a_ring_or_stops(kernel, platform, reason):
+    with pytest.raises(ValueError) as raised:
+        choose(kernel, platform, 1536, 64, "bfloat16", 4)
+    assert str(raised.value) == f'model.attention.kernel = "{kernel}": {reason}; use "auto"'
+    assert choose("splash", "tpu", 2048, 64, "bfloat16", 4) == "splash"
+
+
+@pytest.mark.parametrize(
     ("platform", "dtype", "kernel"),
     [
         ("tpu", "bfloat16", "splash"),

@@ -20,6 +20,8 @@ MESHES = {
     "data 2 x fsdp 2 x expert 2": MeshConfig(data=2, fsdp=2, expert=2),
     "data 2 x fsdp 2 x tensor 2, zero 1": MeshConfig(data=2, fsdp=2, tensor=2, zero=1),
     "fsdp 4 x tensor 2, zero 2": MeshConfig(fsdp=4, tensor=2, zero=2),
+    "fsdp 2 x context 4": MeshConfig(fsdp=2, context=4),
+    "fsdp 2 x context 2 x tensor 2, sequence parallel": MeshConfig(fsdp=2, context=2, tensor=2, sequence_parallel=True),
 }
 
 
