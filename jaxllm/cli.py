@@ -255,7 +255,9 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
         mesh=sizes,
         zero=mesh.zero,
         sequence_parallel=mesh.sequence_parallel,
-        tokens=max(-(-one.batch_size // pieces) * -(-one.sequence_length // sizes["context"]) for one in experiment.data.phases),
+        tokens=max(
+            -(-one.batch_size // pieces) * -(-one.sequence_length // sizes["context"]) for one in experiment.data.phases
+        ),
         adapters=_adapters(experiment, model, sizes),
     )
     return {"devices": math.prod(sizes.values()), "mesh": sizes, **numbers}
