@@ -110,7 +110,11 @@ def place(running: Program, params: Tree) -> Tree:
 def differentiate(running: Program, config: Experiment) -> Callable[..., tuple[Tree, Any, jax.Array]]:
     """(parameters, batch) -> what the step makes of them: gradients, the loss per sample, number of valid tokens."""
     gradients = make_gradients(running.decoder, config.train)
-    return lambda params, batch: gradients(params, dict(batch), jnp.ones(()))
+
+    def function(params: Tree, batch: Mapping[str, jax.Array]) -> tuple[Tree, Any, jax.Array]:
+        return gradients(params, {name: x for name, x in batch.items() if name != "sources"}, jnp.ones(()))
+
+    return function
 
 
 @functools.cache

@@ -73,11 +73,10 @@ def _cutter(sharding: NamedSharding, shape: tuple[int, ...], stacked: bool) -> A
     """A function from a leaf to the list of its layers in host memory."""
     spec = _spread(sharding, shape[1:] if stacked else shape, sharding.spec.partitions[stacked:])
     split = NamedSharding(sharding.mesh, spec)
+    whole = NamedSharding(sharding.mesh, PartitionSpec(*[None] * stacked, *spec.partitions))
 
     def take(x: jax.Array) -> list[jax.Array]:
-        x = jax.reshard(
-            x, PartitionSpec(*[None] * stacked, *spec.partitions)
-        )  # a layer is not cut out of another's stage
+        x = jax.reshard(x, whole)  # first of all, so that no layer is cut out of a stage's share
         return [x[i] for i in range(shape[0])] if stacked else [x]
 
     return jax.jit(take, out_shardings=split.with_memory_kind("pinned_host"))

@@ -32,7 +32,7 @@ def sentence(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int
         (["--mesh.fsdp", "3"], ["mesh.fsdp = 3", "8 devices"]),
         (["--data.phases.0.batch_size", "6"], ["batch_size = 6", "mesh.fsdp"]),
         (["--mesh.pipe", "4"], ["mesh.pipe = 4", "num_layers = 2"]),
-        (["--mesh.context", "2"], ["mesh.context = 2", "not built yet"]),
+        (["--mesh.context", "8", "--data.phases.0.sequence_length", "24"], ["sequence_length = 24", "mesh.context"]),
         (["--data.store", "nowhere"], ["data.store", "nowhere", "data build"]),
         (["--model.vocab_size", "100"], ["model.vocab_size = 100", "257"]),
         (["--optim.schedule.warmup_steps", "24"], ["warmup_steps = 24"]),

@@ -33,7 +33,7 @@ def test_summary_of_a_model():
 def test_memory_of_one_device_of_a_mesh():
     train = TrainConfig(remat="dots", loss=LossConfig(chunk=512))
     memory = summarise(LLAMA3_8B, 8192, train=train, mesh={"fsdp": 8, "tensor": 4}, tokens=8192)["memory_per_device"]
-    assert memory["activations"] == activation_bytes(LLAMA3_8B, 8192, "dots", 2, vocab=4).total
+    assert memory["activations"] == activation_bytes(LLAMA3_8B, 8192, "dots", 2, tensor=4).total
     assert memory["logits"] == logits_bytes(LLAMA3_8B, 8192, 512, 2, vocab=4)
     state = state_bytes(LLAMA3_8B, train.precision, AdamW(), shards({"fsdp": 8, "tensor": 4}, 3))
     assert (memory["parameters"], memory["optimizer"]) == (state.parameters, state.optimizer)
