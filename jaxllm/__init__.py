@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jaxllm.config import Experiment
+    from jaxllm.train import guard
     from jaxllm.train.loop import Run
 
-__all__ = ["load_experiment", "train"]
+__all__ = ["guard", "load_experiment", "train"]
 
 
 def load_experiment(config: str | Path | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -41,3 +42,11 @@ def train(experiment: Experiment) -> Run:
     from jaxllm.train.loop import train
 
     return train(experiment)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "guard":  # guard.detect(losses, grad_norms)
+        from jaxllm.train import guard
+
+        return guard
+    raise AttributeError(f"module 'jaxllm' has no attribute {name!r}")

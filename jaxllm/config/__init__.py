@@ -17,6 +17,17 @@ from jaxllm.config.describe import Row, describe
 from jaxllm.config.dump import dump, resolved
 from jaxllm.config.errors import ConfigError
 from jaxllm.config.experiment import SCHEMA_VERSION, Experiment
+from jaxllm.config.guard import (
+    Falcon,
+    GuardConfig,
+    Ladder,
+    Off,
+    Palm,
+    PolicyConfig,
+    Replay,
+    RulesConfig,
+    SkipConfig,
+)
 from jaxllm.config.load import load, load_tree
 from jaxllm.config.mesh import AXES, MeshConfig
 from jaxllm.config.model import (
@@ -61,7 +72,10 @@ __all__ = [
     "Difference",
     "EvalConfig",
     "Experiment",
+    "Falcon",
+    "GuardConfig",
     "HuggingFaceTokenizer",
+    "Ladder",
     "Llama3Scaling",
     "LoRAConfig",
     "LogConfig",
@@ -72,16 +86,22 @@ __all__ = [
     "ModelConfig",
     "Muon",
     "NormConfig",
+    "Off",
     "OptimConfig",
     "OptimizerConfig",
+    "Palm",
     "PhaseConfig",
+    "PolicyConfig",
     "PrecisionConfig",
     "ProfileConfig",
+    "Replay",
     "RopeConfig",
     "Row",
+    "RulesConfig",
     "RunConfig",
     "ScheduleConfig",
     "SentencePieceTokenizer",
+    "SkipConfig",
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",

@@ -181,22 +181,6 @@ class DataConfig(Section, frozen=True, kw_only=True):
         """Tokens of a piece that holds a whole number of samples of every phase."""
         return math.lcm(*(phase.sequence_length for phase in self.phases))
 
-    def phase_of(self, step: int) -> tuple[int, int]:
-        """The phase of a step, counted from 0, and the steps before that phase; the last goes on without end."""
-        before = 0
-        for index, phase in enumerate(self.phases[:-1]):
-            if step < before + phase.num_steps:
-                return index, before
-            before += phase.num_steps
-        return len(self.phases) - 1, before
-
-    def num_tokens(self, num_steps: int) -> int:
-        """Tokens of the first so many steps."""
-        index, before = self.phase_of(max(num_steps - 1, 0))
-        steps = [*(phase.num_steps for phase in self.phases[:index]), num_steps - before]
-        sizes = [phase.batch_size * phase.sequence_length for phase in self.phases]
-        return sum(num * size for num, size in zip(steps, sizes, strict=False))
-
 
 def _meant(name: str, names: Collection[str]) -> str:
     near = nearest(name, names)

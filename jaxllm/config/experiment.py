@@ -2,6 +2,7 @@
 
 from jaxllm.config.base import Section, require
 from jaxllm.config.data import DataConfig
+from jaxllm.config.guard import GuardConfig
 from jaxllm.config.mesh import MeshConfig
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.optim import OptimConfig
@@ -27,6 +28,7 @@ class Experiment(Section, frozen=True, kw_only=True):
         train: one step.
         tune: training of less than all parameters.
         optim: from gradients to an update.
+        guard: against loss spikes.
         evaluation: on the held-out split.
         checkpoint: what is kept.
         log: what is written down.
@@ -41,6 +43,7 @@ class Experiment(Section, frozen=True, kw_only=True):
     train: TrainConfig = TrainConfig()
     tune: TuneConfig = TuneConfig()
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

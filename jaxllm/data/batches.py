@@ -1,11 +1,11 @@
 """Batches: which tokens a step sees, as a function of the store, the seed and the phases.
 
-Each step takes the next samples of its phase (see phases), as many as the phase's batches have. The number of its first
-sample, the cursor, is all that a resumed run needs to know; neither the mesh nor the number of processes changes what
-is trained on. The held-out split is read in its own order, in batches of the first phase's shape.
+Each step takes the next samples of its phase (see steps and phases), as many as the phase's batches have. The number of
+its first sample, the cursor, is all that a resumed run needs to know; neither the mesh nor the number of processes
+changes what is trained on. The held-out split is read in its own order, in batches of the first phase's shape.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from jaxllm.config import DataConfig, PhaseConfig
 from jaxllm.data.packing import Bin, empty_bin, make_bin
 from jaxllm.data.phases import Location, Phases
 from jaxllm.data.split import SplitName
+from jaxllm.data.steps import Range, Steps
 from jaxllm.data.store import Store
 
 Batch = dict[str, np.ndarray]
@@ -35,14 +36,24 @@ class Batches:
         config: phases, seed, shuffling and prefetching. Held-out batches have the shape of the first phase's.
         split: `train`, or `held_out`.
         source: of the held-out split read this source alone, by its index; None reads all.
+        skipped: samples that training leaves out.
 
     Raises:
         ValueError: as `Phases`.
     """
 
-    def __init__(self, store: Store, config: DataConfig, split: SplitName = "train", source: int | None = None):
+    def __init__(
+        self,
+        store: Store,
+        config: DataConfig,
+        split: SplitName = "train",
+        source: int | None = None,
+        skipped: Iterable[Range] = (),
+    ):
         self._streams = store.streams(split)[slice(None) if source is None else slice(source, source + 1)]
         self._config = config
+        self._store = store
+        self.steps = Steps(config, skipped)
         self._eos_id = store.manifest.tokenizer.eos_id
         self._phases = None
         if split == "train":
@@ -63,9 +74,13 @@ class Batches:
         """Another name of num_batches, for what counts attempts."""
         return self.num_batches
 
+    def skipping(self, skipped: Iterable[Range]) -> "Batches":
+        """The batches of the same run with other samples left out."""
+        return Batches(self._store, self._config, skipped=skipped)
+
     def phase(self, step: int) -> PhaseConfig:
         """What shapes a step's batch, steps counted from 0."""
-        return self._config.phases[self._config.phase_of(step)[0] if self._phases else 0]
+        return self._config.phases[self.steps.phase(step) if self._phases else 0]
 
     def shares(self, phase: int) -> dict[str, float]:
         """The share of a phase's samples that each of its sources gives."""
@@ -74,10 +89,7 @@ class Batches:
 
     def cursor(self, step: int) -> int:
         """The number of the first sample of a step's batch."""
-        index, before = self._config.phase_of(step) if self._phases else (0, 0)
-        phases = self._config.phases
-        earlier = sum(phase.num_steps * phase.batch_size for phase in phases[:index])
-        return earlier + (step - before) * phases[index].batch_size
+        return self.steps.cursor(step) if self._phases else step * self._config.phases[0].batch_size
 
     def locate(self, sample: int) -> Location:
         """Where a sample comes from."""

@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm import sharding
-from jaxllm.config import Experiment, ModelConfig
+from jaxllm.config import Experiment, ModelConfig, RulesConfig
 from jaxllm.layers.attention import choose
 from jaxllm.layers.param import Recipe, Tree
 from jaxllm.models.decoder import Decoder
+from jaxllm.train.guard.rules import forget
 from jaxllm.train.objectives import Batch
 from jaxllm.train.optim import make_optimizer
 from jaxllm.train.schedule import schedule
@@ -49,6 +50,7 @@ class Program:
         step: (TrainState, batch, base) -> (TrainState, metrics); the state is donated. The base may be left out where
             all parameters are trained.
         evaluate: (the decoder's parameters, batch) -> sums.
+        rules: of the guard.
     """
 
     mesh: Mesh
@@ -59,6 +61,7 @@ class Program:
     init_base: Callable[[jax.Array], Tree]
     step: Any
     evaluate: Callable[[Any, Batch], dict[str, jax.Array]]
+    rules: RulesConfig
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -96,6 +99,17 @@ class Program:
             return jax.make_array_from_callback((num_rows, *value.shape[1:]), sharding, part)
 
         return {name: place(value) for name, value in rows.items()}
+
+    def scalar(self, value: np.generic) -> jax.Array:
+        """A number on all devices, the same in all processes."""
+        return jax.make_array_from_callback((), NamedSharding(self.mesh, PartitionSpec()), lambda _: np.asarray(value))
+
+    def begin_phase(self, state: TrainState) -> TrainState:
+        """The state with nothing remembered of the losses before: another phase's have another level."""
+        fresh = jax.tree.map(lambda x: np.asarray(x), forget(self.rules))
+        place = NamedSharding(self.mesh, PartitionSpec())
+        memory = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), fresh)
+        return dataclasses.replace(state, guard=memory)
 
     def abstract_batch(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a batch, for compiling without one."""
@@ -177,16 +191,28 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
     optimizer = make_optimizer(experiment.optim, trained.declared, rules, precision.compute)
     rate = schedule(experiment.optim, experiment.data.num_steps)
     loss_scale = experiment.optim.loss_scale
-    step = make_train_step(decoder, optimizer, rate, train, loss_scale, len(experiment.data.sources), trained)
+    step = make_train_step(
+        decoder,
+        optimizer,
+        rate,
+        train,
+        loss_scale,
+        len(experiment.data.sources),
+        trained,
+        experiment.guard,
+        experiment.optim.schedule.warmup_steps,
+    )
     return Program(
         mesh=mesh,
         decoder=decoder,
         optimizer=optimizer,
         trained=trained,
         init=jax.jit(
-            lambda key: init_state(decoder, optimizer, loss_scale, key, trained), compiler_options=_INIT_OPTIONS
+            lambda key: init_state(decoder, optimizer, loss_scale, key, trained, experiment.guard.rules),
+            compiler_options=_INIT_OPTIONS,
         ),
         init_base=jax.jit(trained.init_base, compiler_options=_INIT_OPTIONS),
         step=jax.jit(step, donate_argnums=0),
         evaluate=jax.jit(make_eval_step(decoder, train)),
+        rules=experiment.guard.rules,
     )

@@ -17,7 +17,6 @@ not. A directory loses meta.json before anything else, so that a kill in the mid
 whole. Only the five operations of a `Storage` are used.
 """
 
-import hashlib
 import re
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import msgspec
 
 from jaxllm.storage import Storage
+from jaxllm.train.sealed import DamagedError, seal, unseal
 
 FORMAT_VERSION = 2
 """Of names, layout and meta.json. Raise it whenever an older jaxllm would misread what is written."""
@@ -38,10 +38,6 @@ KEEP_EVIDENCE = 2
 """Newest quarantined checkpoints that retention leaves."""
 
 _PLACE = re.compile(r"step-(\d{8,})\.attempt-(\d{4,})")
-
-
-class DamagedError(ValueError):
-    """A file of a checkpoint does not hold what was written."""
 
 
 class Leaf(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,13 +200,13 @@ class Catalogue:
             content = self._storage.read(name)
         except OSError as error:
             raise DamagedError(f"{name} cannot be read ({error})") from error
-        version = _unseal(name, content, _Versioned).format_version
+        version = unseal(name, content, _Versioned).format_version
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"checkpoint {place}: format_version = {version}, and this jaxllm reads up to {FORMAT_VERSION}; "
                 "update jaxllm"
             )
-        meta = _unseal(name, content, Meta)
+        meta = unseal(name, content, Meta)
         if meta.place != place:
             raise DamagedError(f"{name} is of {meta.place}")
         return meta
@@ -218,7 +214,7 @@ class Catalogue:
     def commit(self, meta: Meta) -> None:
         """Make a checkpoint exist, once its arrays are written and verified."""
         with self._lock:
-            self._storage.write(f"{meta.place}/{META}", _seal(meta))
+            self._storage.write(f"{meta.place}/{META}", seal(meta))
             self._storage.create(COMMITTED, b"{}")
 
     def mark_good(self, step: int, attempt: int, through: int) -> list[Entry]:
@@ -236,7 +232,7 @@ class Catalogue:
         with self._lock:
             fresh = [entry for entry in self.candidates(at_or_before=through) if not entry.good]
             for entry in fresh:
-                self._storage.write(f"{entry.place}/{GOOD}", _seal(mark))
+                self._storage.write(f"{entry.place}/{GOOD}", seal(mark))
         return fresh
 
     def quarantine(self, entries: Iterable[Entry], reason: str, attempt: int) -> None:
@@ -250,7 +246,7 @@ class Catalogue:
         mark = Quarantine(reason=reason, by_attempt=attempt, time=time.time())
         with self._lock:
             for entry in entries:
-                self._storage.create(f"{entry.place}/{QUARANTINED}", _seal(mark))
+                self._storage.create(f"{entry.place}/{QUARANTINED}", seal(mark))
 
     def next_attempt(self) -> int:
         """An attempt number that no checkpoint has, unfinished ones counted in."""
@@ -328,7 +324,7 @@ class Catalogue:
     def _mark[T](self, name: str, kind: type[T]) -> T | None:
         """A mark's content; None when it is damaged."""
         try:
-            return _unseal(name, self._storage.read(name), kind)
+            return unseal(name, self._storage.read(name), kind)
         except (DamagedError, OSError):
             return None
 
@@ -340,26 +336,5 @@ def _numbers(place: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class _Sealed(msgspec.Struct, frozen=True):
-    sha256: str
-    content: msgspec.Raw
-
-
 class _Versioned(msgspec.Struct, frozen=True):
     format_version: int
-
-
-def _seal(content: msgspec.Struct) -> bytes:
-    """A JSON object that carries the checksum of its content's very bytes."""
-    encoded = msgspec.json.encode(content)
-    return msgspec.json.encode(_Sealed(hashlib.sha256(encoded).hexdigest(), msgspec.Raw(encoded)))
-
-
-def _unseal[T](name: str, sealed: bytes, kind: type[T]) -> T:
-    try:
-        outer = msgspec.json.decode(sealed, type=_Sealed)
-        if hashlib.sha256(outer.content).hexdigest() != outer.sha256:
-            raise DamagedError(f"{name} is damaged: its checksum does not fit its content")
-        return msgspec.json.decode(outer.content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{name} is damaged ({error})") from error

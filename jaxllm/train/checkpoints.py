@@ -32,7 +32,8 @@ from jaxllm.config import CheckpointConfig, ModelConfig
 from jaxllm.layers.param import Tree
 from jaxllm.storage import LocalStorage, Storage
 from jaxllm.train import arrays, canonical, digests, processes
-from jaxllm.train.catalogue import Catalogue, DamagedError, Entry, Leaf, Meta, place
+from jaxllm.train.catalogue import Catalogue, Entry, Leaf, Meta, place
+from jaxllm.train.sealed import DamagedError
 from jaxllm.train.state import TrainState
 
 PARAMS, TRAINING = "params", "training"

@@ -1,21 +1,19 @@
 """A run, from its experiment to its report.
 
-    processes -> lock -> store -> mesh -> program -> state (restored or made) -> steps -> evaluation, sample, report
-
-Step n + 1 is dispatched before the metrics of step n are read, so the devices never wait for the host.
+processes -> lock -> store -> mesh -> program -> state (restored or made) -> steps -> evaluation, sample, report
+                                                          ^                  |
+                                                          +-- the guard: a good checkpoint, other data
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxllm.config import Experiment, ModelConfig, dump, load, refuse_changes, resolved
+from jaxllm.config import Experiment, ModelConfig, Off, dump, load, refuse_changes, resolved
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
 from jaxllm.layers.param import Tree
@@ -23,12 +21,15 @@ from jaxllm.models import PRESETS
 from jaxllm.roofline.transformer import parameters
 from jaxllm.sharding import STAGES
 from jaxllm.storage import LocalStorage
-from jaxllm.train import digests, environment, processes
+from jaxllm.train import environment, processes
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
 from jaxllm.train.catalogue import Catalogue
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
 from jaxllm.train.evaluation import WHOLE, Evaluation
+from jaxllm.train.guard.host import Guard
+from jaxllm.train.guard.ledger import Entry, RolledBack
+from jaxllm.train.guard.policy import kind, resolve
 from jaxllm.train.initial import INIT_FROM, Origin, Start, begin, go_on, open_origin
 from jaxllm.train.lock import Lock
 from jaxllm.train.loggers import check_installed
@@ -40,6 +41,7 @@ from jaxllm.train.records import Records
 from jaxllm.train.report import write_report
 from jaxllm.train.signals import Stop, stop_on_signals
 from jaxllm.train.state import TrainState
+from jaxllm.train.stepping import Stepping, due
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
@@ -55,6 +57,7 @@ class Run:
         step: attempts so far.
         metrics: the last logged record.
         interrupted: whether a signal ended it before its last step.
+        stopped: why the guard ended it before its last step; empty if it did not.
         saved: whether the last step has a checkpoint.
     """
 
@@ -62,6 +65,7 @@ class Run:
     step: int
     metrics: dict[str, Any]
     interrupted: bool = False
+    stopped: str = ""
     saved: bool = True
 
 
@@ -90,6 +94,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
 
         check_installed(experiment.log.loggers)
         processes.agree({"the config": dump(resolved(experiment))})
+        policy = resolve(experiment.guard.policy, experiment.checkpoint, experiment.data)
 
         def begin() -> int:
             _check_run(directory, experiment, force)
@@ -101,7 +106,8 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.agree({"the data": store.digest})
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
         program = assemble(experiment, model)
-        batches = Batches(store, experiment.data)
+        guard = Guard(experiment, policy, LocalStorage(directory), store.digest, console.note)
+        followed = guard.followed(LocalStorage(experiment.guard.follow)) if experiment.guard.follow else None
         origin = open_origin(experiment, model, store.manifest.tokenizer.sha256, console.note)
 
         def take() -> int:
@@ -111,7 +117,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
             return _Attempt(
-                experiment, directory, model, store, batches, program, console, stop, lock, origin, force
+                experiment, directory, model, store, program, console, stop, lock, origin, guard, followed, force
             ).run()
 
 
@@ -124,61 +130,126 @@ class _Attempt:
         directory: Path,
         model: ModelConfig,
         store: Store,
-        batches: Batches,
         program: Program,
         console: Console,
         stop: Stop,
         lock: Lock,
         origin: Origin | None,
+        guard: Guard,
+        followed: list[Entry] | None,
         force: bool,
     ) -> None:
         self.experiment, self.directory, self.model, self.store = experiment, directory, model, store
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
-        self.origin, self.force = origin, force
-        self.batches, self.num_steps = batches, batches.num_steps
-        self.phases = PhaseSteps(experiment, model, program, batches)
+        self.origin, self.guard, self.followed, self.force = origin, guard, followed, force
+        self.num_steps = experiment.data.num_steps
+        self.phases = PhaseSteps(experiment, model, program)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
         place = directory / CHECKPOINTS
         self.checkpoints = Checkpoints(
             place, LocalStorage(place), model, experiment.checkpoint, console.note, lock.check
         )
-        self.votes = processes.Votes(program.mesh)
-        self.profile = Profile(experiment.profile, directory)
-        self.asked = False
-        self.clean = self.saved = 0
-        self.clock = 0.0
-        self.record: dict[str, Any] = {}
+        self.saved = 0
+        self.decision: RolledBack | str = ""
 
     def run(self) -> Run:
         """Every step that is left, then the end of the run."""
+        self.guard.open(self.followed, self.force)
+        self.guard.set_aside(self.checkpoints.catalogue)
         attempt = processes.on_first(self._next_attempt)
         self.start = self._start()
-        state, start = self.start.state, self.start.step
+        state, step = self.start.state, self.start.step
         config = resolved(self.experiment)
         if processes.is_first():
             storage = LocalStorage(self.directory)
             storage.write(CONFIG, dump(config).encode())
             environment.record(storage, attempt, self.program.mesh)
         self.records = Records(self.directory, attempt, self.experiment.log, config, self.console.note)
-        self.console.start(self.records.event("resumed" if start else "started", start, **self._facts()))
-        began = time.monotonic()
-        step = start
-        for step, state in self._steps(state, start):  # noqa: B020
-            self._settle(step)
-            if step < self.num_steps and self._due(step, self.experiment.evaluation.interval):
-                self._evaluate(state, step)
-            if step < self.num_steps and self._due(step, self.experiment.checkpoint.interval):
-                self._save(state, step)
-        if step > start and (step == self.num_steps or not self._due(step, self.experiment.checkpoint.interval)):
-            self._save(state, step)
+        self.stepping = Stepping(
+            self.experiment,
+            self.program,
+            self.phases,
+            self.stop,
+            self.console,
+            self.records,
+            Profile(self.experiment.profile, self.directory),
+            self._heed,
+        )
+        self.batches = Batches(self.store, self.experiment.data, skipped=self.guard.ledger.skipped)
+        self.console.start(self.records.event("resumed" if step else "started", step, **self._facts()))
+        began, already = time.monotonic(), step == self.num_steps
+        while True:
+            state, step = self._go_on(state, step)
+            if not self.stepping.halted:
+                break
+            if isinstance(self.decision, str):
+                return self._stopped(self.decision)
+            del state
+            state, step = self._go_back(self.decision)
         if step < self.num_steps:
             return self._interrupted(step)
-        return self._finish(state, step, time.monotonic() - began, already=start == self.num_steps)
+        return self._finish(state, step, time.monotonic() - began, already)
+
+    def _go_on(self, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Steps, evaluations and checkpoints until the end, a signal, or a halt; the last state and its step."""
+        start, guard = step, self.guard
+        evaluation, checkpoint = self.experiment.evaluation.interval, self.experiment.checkpoint.interval
+        drops = guard.drops if guard.follows else None
+        factor = guard.ledger.learning_rate_factor
+        for step, state in self.stepping.run(self.batches, state, self.start.base, step, factor, drops):  # noqa: B020
+            self._settle(step)
+            if step < self.num_steps and due(step, evaluation):
+                self._evaluate(state, step)
+            if step < self.num_steps and due(step, checkpoint):
+                self._save(state, step)
+        if self.stepping.halted:
+            return state, step
+        if step > start and (step == self.num_steps or not due(step, checkpoint)):
+            self._save(state, step)
+        return state, step
+
+    def _heed(self, step: int, values: dict[str, Any]) -> bool:
+        """Let the guard hear of a step: its values lose what is for the guard alone; returns whether to halt."""
+        attempt, samples = self.records.attempt, self.batches.steps.samples(step - 1)
+        flags, alarm = self.guard.hear(step, values, samples, attempt)
+        values["flags"] = flags
+        if values["skipped"]:
+            self.records.event("skipped", step, flags=flags, samples=list(samples), loss=float(values["loss"]))
+        if alarm is None:
+            return False
+        policy = kind(self.guard.policy)
+        self.records.event("spiked", step, onset=alarm.onset, flags=alarm.flags, policy=policy)
+        trouble = f"A spike began at step {alarm.onset} ({', '.join(alarm.flags)})"
+        if isinstance(self.guard.policy, Off):
+            self.console.note(f"{trouble}, and guard.policy is off: training goes on as it is.")
+            return False
+        self.checkpoints.wait()  # the checkpoint to go back to may still be under way
+        self.decision = self.guard.decide(alarm, attempt, self.checkpoints.catalogue, self.batches.steps)
+        if not self.decision:
+            self.console.note(f"{trouble}, and no good checkpoint is older: training goes on as it is.")
+        return bool(self.decision)
+
+    def _go_back(self, entry: RolledBack) -> tuple[TrainState, int]:
+        """Do what the guard has decided: the state to go on from, and its step."""
+        self.guard.enter(entry)
+        self.guard.set_aside(self.checkpoints.catalogue)
+        found = self.checkpoints.restore(self.program.abstract_state())
+        assert found is not None, "the checkpoint was there when the guard chose it"
+        state, step = found[0], found[1].step
+        self.saved = step
+        self.batches = self.batches.skipping(self.guard.ledger.skipped)
+        self.records.attempt = processes.on_first(self._next_attempt)
+        facts = {"from_step": entry.step, "onset": entry.onset, "flags": entry.flags, "policy": entry.policy}
+        facts |= {"rung": entry.rung, "skipped_samples": list(entry.skipped)}
+        facts |= {"learning_rate_factor": entry.learning_rate_factor, "lowered_until": entry.lowered_until}
+        self.console.rolled_back(self.records.event("rolled_back", step, **facts))
+        return state, step
 
     def _start(self) -> Start:
         """The newest checkpoint's state, or a new one."""
         extra = {"data": self.store.digest, "tokenizer": self.store.manifest.tokenizer.sha256}
         found = self.checkpoints.restore(self.program.abstract_state())
+        self.guard.remember(found[1].extra.get("ledger") if found else [])
         if found is None:
             return begin(self.program, self.experiment.run.seed, self.origin, extra)
         self.saved = step = found[1].step
@@ -194,87 +265,6 @@ class _Attempt:
         events = read_events(self.directory) if (self.directory / "events.jsonl").exists() else []
         return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
 
-    def _steps(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState]]:
-        """Dispatch each step, then read and log the one before: yields the steps done and the state, until asked."""
-        pending: tuple[int, dict[str, Any], Any, float] | None = None
-        feed = self.batches.iterate(start, self.program.rows)
-        for step in range(start, self.num_steps):
-            if pending is None:
-                self.clock = time.perf_counter()  # what came between two steps, such as an evaluation, is no step's
-            self.profile.before(step)
-            waited = time.perf_counter()
-            batch = next(feed)
-            waited = time.perf_counter() - waited
-            batch = self.program.put(batch, self.batches.phase(step).batch_size)
-            if self.phases.is_border(step):
-                self.console.phase(self.records.event("phase", step, **self.phases.beginning(step)))
-            if self.phases.compile(state, batch, self.start.base):
-                self.clock = time.perf_counter() - waited
-            state, metrics = self.phases.run(state, batch, self.start.base)
-            self.stop.at_once = False  # from here on there is something to save
-            ballot = self.votes.cast(self.stop.asked, self.record.get("step_seconds", 0.0), waited)
-            if pending is not None:
-                self._log(*pending)
-            pending = (step + 1, metrics, ballot, waited)
-            if step + 1 == self.num_steps or self._looks_at(step + 1):
-                self._log(*pending)
-                pending = None
-            yield step + 1, state
-            if self._is_asked():
-                break
-        if pending is not None:  # asked to stop, at whatever moment: no step is without its record
-            self._log(*pending)
-        self.profile.stop()
-        feed.close()
-
-    def _is_asked(self) -> bool:
-        """Whether all processes are to stop here: alone by the signal itself, otherwise by the votes read last."""
-        return self.stop.asked if self.votes.alone else self.asked
-
-    def _looks_at(self, step: int) -> bool:
-        """Whether an evaluation, a checkpoint or another phase follows: their time must not count as the step's."""
-        intervals = self.experiment.evaluation.interval, self.experiment.checkpoint.interval
-        return any(self._due(step, interval) for interval in intervals) or self.phases.is_border(step)
-
-    def _due(self, step: int, interval: int) -> bool:
-        return bool(interval) and step % interval == 0
-
-    def _log(self, step: int, metrics: dict[str, jax.Array], ballot: Any, waited: float) -> None:
-        """Read a step's metrics and votes, and write them down; its time is that since the step before was read."""
-        values = jax.device_get(metrics)
-        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
-        digest = digests.text(values.pop("batch_digest"))
-        by_source = self.phases.by_source(values)
-        values = {name: float(value) for name, value in values.items()}
-        votes = self.votes.read(ballot)
-        self.asked |= bool(votes[:, 0].any())
-        loss = values["loss"]
-        self.clean = self.clean + 1 if not values["skipped"] and math.isfinite(loss) else 0
-        self.record = record = {
-            "attempt": self.records.attempt,
-            "step": step,
-            "optimizer_step": int(values.pop("optimizer_step")),
-            **values,
-            "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
-            **self.phases.numbers(step - 1, seconds),
-            "step_seconds": seconds,
-            "data_seconds": waited,
-            "data_cursor": self.batches.cursor(step - 1),
-            "batch_digest": digest,
-            **by_source,
-        }
-        if not self.votes.alone:
-            # Of a step's time the votes know that of the last one read.
-            slowest = int(votes[:, 2].argmax())
-            record |= {
-                "slowest_process": slowest,
-                "slowest_data_seconds": float(votes[slowest, 2]),
-                "slowest_step_seconds": float(votes[:, 1].max()),
-            }
-        if self._due(step, self.experiment.log.interval) or step == self.num_steps:
-            self.records.step(record)
-        self.console.step(record)
-
     def _settle(self, step: int) -> None:
         """Write down what became of saves, and which checkpoints clean training has followed."""
         for outcome in self.checkpoints.poll():
@@ -282,14 +272,14 @@ class _Attempt:
                 self.saved = outcome.step
                 self.records.event("saved", outcome.step, seconds=outcome.seconds, bytes=outcome.bytes)
         after = self.experiment.checkpoint.good_after
-        if processes.is_first() and self.clean >= after and self._due(step, self.experiment.checkpoint.interval):
+        if processes.is_first() and self.guard.clean >= after and due(step, self.experiment.checkpoint.interval):
             with suppress(OSError):  # a full disk stops no training; the next interval tries again
                 self.checkpoints.catalogue.mark_good(step, self.records.attempt, step - after)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
         whole: dict[str, Any] = {}
-        for facts in self.evaluation.measure(self._whole(state), self._vote):
+        for facts in self.evaluation.measure(self._whole(state), self.stepping.vote):
             self.console.evaluated(self.records.event("evaluated", step, **facts))
             whole = facts if facts["set"] == WHOLE else whole
         return whole
@@ -298,17 +288,12 @@ class _Attempt:
         """All parameters of the model."""
         return self.program.trained.attach(state.params, self.start.base)
 
-    def _vote(self) -> bool:
-        """Whether all processes are to stop in the midst of something, asked of all of them now."""
-        if not self.votes.alone:
-            self.asked |= bool(self.votes.read(self.votes.cast(self.stop.asked, 0.0, 0.0))[:, 0].any())
-        return self._is_asked()
-
     def _save(self, state: TrainState, step: int) -> None:
         self.records.sync()
         with suppress(OSError):  # a full disk stops no training; the saving itself says so
             self.lock.check()
-        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), self.start.extra)
+        extra = {**self.start.extra, "ledger": self.guard.ledger.as_json()}
+        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra)
 
     def _interrupted(self, step: int) -> Run:
         """Wait for the last checkpoint and say how to go on."""
@@ -322,7 +307,21 @@ class _Attempt:
         self.console.note(
             f"Stopped by {by} after step {step} of {self.num_steps}, {saved}; the same command goes on from there."
         )
-        return Run(self.directory, step, self.record, interrupted=True, saved=self._is_saved(step))
+        return Run(self.directory, step, self.stepping.record, interrupted=True, saved=self._is_saved(step))
+
+    def _stopped(self, reason: str) -> Run:
+        """Say why the guard ended the run, and how it can go on."""
+        self.checkpoints.wait()
+        step = int(self.stepping.record["step"])
+        self._settle(step)
+        self.records.event("stopped", step, reason=reason)
+        self.records.close()
+        report = self.directory / REPORT
+        if processes.is_first():
+            write_report([self.directory], report)
+        self.console.close()
+        self.console.note(f"Stopped by the guard after step {step} of {self.num_steps}: {reason}. See {report}.")
+        return Run(self.directory, step, self.stepping.record, stopped=reason, saved=self._is_saved(step))
 
     def _is_saved(self, step: int) -> bool:
         """Whether a step has a checkpoint, as far as this process knows: process 0 alone hears of failures."""
@@ -346,10 +345,10 @@ class _Attempt:
             index, phase = len(self.experiment.data.phases) - 1, self.experiment.data.phases[-1]
             field = f"data.phases.{index}.{'steps' if phase.steps else 'tokens'}"
             self.console.note(f"The run was already at its last step, {step}; raise {field} to go on with it.")
-            self.record = (read_metrics(self.directory) or [{}])[-1]
+            self.stepping.record = (read_metrics(self.directory) or [{}])[-1]
         if not self._is_saved(step):
             self.console.note(f"The last step is not saved: the last checkpoint is of step {self.saved}.")
-        return Run(self.directory, step, self.record, saved=self._is_saved(step))
+        return Run(self.directory, step, self.stepping.record, saved=self._is_saved(step))
 
     def _facts(self) -> dict[str, Any]:
         """What the first event says of the run."""

@@ -19,6 +19,8 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
     loss/NAME, tokens/NAME                 of several sources each: its mean loss in the step, and its valid tokens;
                                            absent where it has none
     skipped                                1 where the update was dropped, else 0
+    loss_limit                             the loss above which a step is part of a spike
+    flags                                  what the guard's rules flagged (see train/guard/rules); absent if nothing
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
 step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:
@@ -29,6 +31,11 @@ step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `ste
     phase                which begins behind the step: phase (from 0), sequence_length, batch_size, shares
                          ({source: share of the samples})
     evaluated            set ("held_out", ...), loss, perplexity, bits_per_byte
+    skipped              an update was dropped: flags, samples ([first, last + 1]), loss
+    spiked               trouble has lasted: onset (the step where it began), flags, policy
+    rolled_back          to the state behind the event's step: from_step, onset, flags, policy, rung, skipped_samples
+                         ([first, last + 1]), learning_rate_factor until the step lowered_until
+    stopped              by the guard: reason
     finished             loss, perplexity, bits_per_byte, seconds, prompt and sample (text)
 
 Every fact is optional to the readers.
@@ -55,6 +62,7 @@ EVENT_NAMES = (
     "skipped",
     "spiked",
     "rolled_back",
+    "stopped",
     "preempted",
     "finished",
 )

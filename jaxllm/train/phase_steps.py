@@ -6,6 +6,7 @@ import jax
 
 from jaxllm.config import Experiment, ModelConfig
 from jaxllm.data.batches import Batches
+from jaxllm.data.steps import Steps
 from jaxllm.layers.param import Tree
 from jaxllm.train.assemble import Program
 from jaxllm.train.objectives import Batch
@@ -20,11 +21,10 @@ class PhaseSteps:
         experiment: phases and dtype.
         model: counted for the throughput.
         program: whose step is compiled for each shape when its first phase begins, so that no step's time holds it.
-        batches: of the run.
     """
 
-    def __init__(self, experiment: Experiment, model: ModelConfig, program: Program, batches: Batches) -> None:
-        self._data, self._program, self._batches = experiment.data, program, batches
+    def __init__(self, experiment: Experiment, model: ModelConfig, program: Program) -> None:
+        self._data, self._program = experiment.data, program
         compute = experiment.train.precision.compute
         adapters = program.trained.num_adapters
         self._meters = [Meter(model, program.mesh, phase, compute, adapters) for phase in experiment.data.phases]
@@ -34,22 +34,18 @@ class PhaseSteps:
     def facts(self) -> dict[str, Any]:
         """Of the whole run: steps, tokens, phases; and the convention of mfu, where there is one."""
         steps = self._data.num_steps
-        whole = {"steps": steps, "tokens": self._data.num_tokens(steps), "phases": len(self._data.phases)}
+        whole = {"steps": steps, "tokens": Steps(self._data).num_tokens(steps), "phases": len(self._data.phases)}
         return whole | self._meters[0].facts
 
-    def is_border(self, step: int) -> bool:
-        """Whether another phase begins behind so many steps."""
-        return step > 0 and self._data.phase_of(step)[1] == step
-
-    def beginning(self, step: int) -> dict[str, Any]:
+    def beginning(self, batches: Batches, step: int) -> dict[str, Any]:
         """What an event says of the phase that begins behind so many steps."""
-        index = self._data.phase_of(step)[0]
+        index = batches.steps.phase(step)
         phase = self._data.phases[index]
         return {
             "phase": index,
             "sequence_length": phase.sequence_length,
             "batch_size": phase.batch_size,
-            "shares": self._batches.shares(index),
+            "shares": batches.shares(index),
         }
 
     def compile(self, state: TrainState, batch: Batch, base: Tree) -> bool:
@@ -64,10 +60,10 @@ class PhaseSteps:
         """The compiled step."""
         return self._compiled[batch["tokens"].shape](state, batch, base)
 
-    def numbers(self, step: int, seconds: float) -> dict[str, Any]:
+    def numbers(self, batches: Batches, step: int, seconds: float) -> dict[str, Any]:
         """Of a step (from 0) that took so long: tokens_seen, and what the meter reads."""
-        meter = self._meters[self._data.phase_of(step)[0]]
-        return {"tokens_seen": self._data.num_tokens(step + 1), **meter.read(seconds)}
+        meter = self._meters[batches.steps.phase(step)]
+        return {"tokens_seen": batches.steps.num_tokens(step + 1), **meter.read(seconds)}
 
     def by_source(self, values: dict[str, Any]) -> dict[str, float]:
         """Takes source_loss and source_tokens out of a step's metrics: loss and tokens of each source that has any."""

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxllm.config import LossScaleConfig
+from jaxllm.config import LossScaleConfig, RulesConfig
 from jaxllm.layers.param import Tree, leaves, tree_map
 from jaxllm.models.decoder import Decoder, declarations, init
+from jaxllm.train.guard.rules import Memory, forget
 from jaxllm.train.loss_scale import LossScale, init_loss_scale
 
 
@@ -26,6 +27,7 @@ class TrainState:
         optimizer_step: int32, accepted updates so far; drives the schedule.
         learning_rate_scale: float32, multiplies the schedule.
         loss_scale: of float16 compute; stays 1 with other dtypes.
+        guard: what its rules know of the steps before.
     """
 
     params: Tree
@@ -34,6 +36,7 @@ class TrainState:
     optimizer_step: jax.Array
     learning_rate_scale: jax.Array
     loss_scale: LossScale
+    guard: Memory
 
 
 jax.tree_util.register_dataclass(TrainState)
@@ -86,6 +89,7 @@ def init_state(
     loss_scale: LossScaleConfig,
     key: jax.Array,
     trained: Trained | None = None,
+    rules: RulesConfig | None = None,
 ) -> TrainState:
     """The state before the first step. Call under `jit`: arrays are made where they belong."""
     trained = trained or everything(decoder)
@@ -101,4 +105,5 @@ def init_state(
         optimizer_step=jnp.zeros((), jnp.int32),
         learning_rate_scale=jnp.ones((), jnp.float32),
         loss_scale=init_loss_scale(loss_scale) if scaled else LossScale(jnp.ones(()), jnp.zeros((), jnp.int32)),
+        guard=forget(rules or RulesConfig()),
     )

@@ -1,9 +1,10 @@
 """One training step: (state, batch) -> (state, metrics), pure, to be jitted with its state donated.
 
-    gradients -> finite? -> optimizer's direction -> params - learning rate * direction
+    gradients -> verdict of the guard's rules -> optimizer's direction -> params - learning rate * direction
 
-A step whose loss or gradients are not finite drops its update by `lax.cond`: parameters, moments and `optimizer_step`
-stay, `step` counts on. With float16 compute it also halves the loss scale (Micikevicius et al. 2018).
+A step whose loss or gradients are not finite, or that the rules call an outlier, drops its update by `lax.cond`:
+parameters, moments and `optimizer_step` stay, `step` counts on. With float16 compute a step that is not finite also
+halves the loss scale (Micikevicius et al. 2018).
 """
 
 import dataclasses
@@ -12,14 +13,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import optax
 
-from jaxllm.config import LossScaleConfig, TrainConfig
+from jaxllm.config import GuardConfig, LossScaleConfig, Off, TrainConfig
 from jaxllm.layers.context import balance
 from jaxllm.layers.param import Tree, tree_map
 from jaxllm.models.decoder import Decoder
 from jaxllm.train.digests import digest
 from jaxllm.train.gradients import accumulate
+from jaxllm.train.guard.rules import judge
 from jaxllm.train.loss_scale import next_loss_scale
 from jaxllm.train.objectives import Batch, Rows, pretrain, pretrain_parts
 from jaxllm.train.optim import global_norm
@@ -27,6 +30,9 @@ from jaxllm.train.pipeline import pipeline
 from jaxllm.train.state import NO_BASE, Trained, TrainState, everything
 
 Metrics = dict[str, jax.Array]
+
+UNGUARDED = GuardConfig(drop=False, policy=Off())
+"""No rules: only what is not finite is dropped."""
 
 
 def make_gradients(
@@ -61,8 +67,12 @@ def make_train_step(
     loss_scale: LossScaleConfig,
     num_sources: int = 1,
     trained: Trained | None = None,
+    guard: GuardConfig = UNGUARDED,
+    warmup_steps: int = 0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of pretraining: (state, batch, base) -> (state, metrics), the base only where not all is trained.
+
+    A batch may hold `drop`, bool: whether the update is not to be applied, whatever the rules say.
 
     A batch may hold `sources` as well, int32[B], below `num_sources`; with several the metrics have source_loss and
     source_tokens, float32[num_sources] each: a source's mean loss in this batch, 0 where it has no valid token.
@@ -70,12 +80,16 @@ def make_train_step(
     The other metrics are scalars, but for the first: batch_digest (uint32[2], which tokens were trained on, and where
     in the batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm
     (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
-    (accepted updates so far) and loss_scale.
+    (accepted updates so far) and loss_scale; and, where there is a guard, its rules' flags, alarm, onset, reasons,
+    clean and loss_limit (see guard.rules.Verdict). Drift counts from the optimizer step `warmup_steps` on.
     """
     trained = trained or everything(decoder)
     declared, recipe = trained.declared, decoder.recipe
     rules = recipe.rules
     gradients = make_gradients(decoder, config, trained)
+    guarded = guard.drop or not isinstance(guard.policy, Off)
+    rules_config = guard.rules if guard.drop else msgspec.structs.replace(guard.rules, max_drops=0)
+    smallest_scale = loss_scale.minimum if recipe.compute == "float16" else 1.0
 
     def to_optimizer(params: Tree) -> Tree:
         return tree_map(lambda value, leaf: jax.reshard(value, rules.optimizer(leaf.axes)), params, declared)
@@ -85,13 +99,31 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, base: Tree = NO_BASE) -> tuple[TrainState, Metrics]:
         scale = state.loss_scale.scale
-        tokens = {name: batch[name] for name in batch if name != "sources"}
+        tokens = {name: batch[name] for name in batch if name not in ("sources", "drop")}
         grads, rows, num_tokens = gradients(state.params, tokens, scale, base)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.optimizer_step) * state.learning_rate_scale
+        told: Metrics = {}
+        accepted = finite
+        if guarded:
+            # The barrier keeps the compiler from merging what is judged with what is trained: the same bits without it.
+            seen_loss, seen_norm = jax.lax.optimization_barrier((loss, grad_norm))
+            settled, excused = state.optimizer_step >= warmup_steps, scale > smallest_scale
+            verdict, memory = judge(rules_config, state.guard, state.step + 1, seen_loss, seen_norm, settled, excused)
+            state, accepted = dataclasses.replace(state, guard=memory), ~verdict.drop
+            told = {
+                "flags": verdict.flags,
+                "alarm": verdict.alarm,
+                "onset": verdict.onset,
+                "reasons": verdict.reasons,
+                "clean": verdict.clean,
+                "loss_limit": verdict.limit,
+            }
+        if "drop" in batch:
+            accepted &= ~batch["drop"]
 
         def accept(state: TrainState) -> tuple[TrainState, jax.Array]:
             with jax.named_scope("optimizer"):
@@ -108,7 +140,7 @@ def make_train_step(
             return state, jnp.zeros(())
 
         param_norm = global_norm(state.params)
-        state, update_norm = jax.lax.cond(finite, accept, drop, state)
+        state, update_norm = jax.lax.cond(accepted, accept, drop, state)
         if recipe.compute == "float16":
             state = dataclasses.replace(state, loss_scale=next_loss_scale(loss_scale, state.loss_scale, finite))
         metrics = {
@@ -120,9 +152,10 @@ def make_train_step(
             "param_norm": param_norm,
             "update_norm": update_norm,
             "learning_rate": rate,
-            "skipped": 1.0 - finite,
+            "skipped": 1.0 - accepted,
             "optimizer_step": state.optimizer_step,
             "loss_scale": scale,
+            **told,
         }
         if num_sources > 1:
             metrics |= by_source(batch, rows, num_tokens, num_sources)
@@ -141,7 +174,9 @@ def by_source(batch: Batch, rows: Rows, num_tokens: jax.Array, num_sources: int)
 
 def _batch_digest(batch: Batch) -> jax.Array:
     """uint32[2] of all arrays of a batch; odd factors tell them apart."""
-    parts = (jnp.uint32(2 * index + 1) * digest(batch[name]) for index, name in enumerate(sorted(batch)))
+    parts = (
+        jnp.uint32(2 * index + 1) * digest(batch[name]) for index, name in enumerate(sorted(set(batch) - {"drop"}))
+    )
     return functools.reduce(jnp.add, parts)
 
 

@@ -63,7 +63,7 @@ def where(directory: Path, step: int) -> dict[str, Any]:
         for sample, place, pieces in rows
     ]
     logged = record["batch_digest"] == digest if record else None
-    phase = data.phase_of(step - 1)[0]
+    phase = batches.locate(cursor).phase
     return {"step": step, "phase": phase, "cursor": cursor, "digest": digest, "logged": logged, "rows": described}
 
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import msgspec
 from jax.sharding import Mesh, NamedSharding
 
-from jaxllm.config import Experiment, MeshConfig, ModelConfig, TuneConfig, dump, resolved
+from jaxllm.config import Experiment, MeshConfig, ModelConfig, RulesConfig, TuneConfig, dump, resolved
 from jaxllm.layers.param import Recipe, Tree, tree_map
 from jaxllm.models.decoder import Decoder
 from jaxllm.sharding import make_mesh, make_rules
 from jaxllm.storage import LocalStorage
 from jaxllm.train.catalogue import Meta
 from jaxllm.train.checkpoints import Checkpoints
+from jaxllm.train.guard.rules import forget
 from jaxllm.train.initial import INIT_FROM, Origin, find_origin
 from jaxllm.train.loss_scale import LossScale
 from jaxllm.train.state import Trained, TrainState
@@ -83,6 +84,7 @@ def _state(params: Tree, meta: Meta) -> TrainState:
         optimizer_step=jnp.int32(meta.optimizer_step),
         learning_rate_scale=jnp.ones((), jnp.float32),
         loss_scale=LossScale(jnp.ones(()), jnp.zeros((), jnp.int32)),
+        guard=forget(RulesConfig()),
     )
 
 

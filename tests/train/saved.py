@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxllm.config import AttentionConfig, CheckpointConfig, MLPConfig, ModelConfig
+from jaxllm.config import AttentionConfig, CheckpointConfig, MLPConfig, ModelConfig, RulesConfig
 from jaxllm.storage import LocalStorage
 from jaxllm.train.checkpoints import Checkpoints
+from jaxllm.train.guard.rules import forget
 from jaxllm.train.loss_scale import LossScale
 from jaxllm.train.state import TrainState
 
@@ -52,6 +53,7 @@ def make_state(seed: int = 0, mesh: jax.sharding.Mesh = ONE) -> TrainState:
         optimizer_step=scalar(seed, "int32"),
         learning_rate_scale=scalar(1.0, "float32"),
         loss_scale=LossScale(scalar(1.0, "float32"), scalar(0, "int32")),
+        guard=jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec())), forget(RulesConfig())),
     )
 
 
