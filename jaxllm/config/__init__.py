@@ -26,7 +26,7 @@ from jaxllm.config.guard import (
     PolicyConfig,
     Replay,
     RulesConfig,
-    SkipConfig,
+    Skip,
 )
 from jaxllm.config.load import load, load_tree
 from jaxllm.config.mesh import AXES, MeshConfig
@@ -101,7 +101,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "SentencePieceTokenizer",
-    "SkipConfig",
+    "Skip",
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",

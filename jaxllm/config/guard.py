@@ -1,5 +1,7 @@
 """The guard: which updates are dropped, which spikes count, and what is done about them."""
 
+from typing import NamedTuple
+
 from jaxllm.config.base import Choice, Section, require
 
 
@@ -45,13 +47,12 @@ class RulesConfig(Section, frozen=True, kw_only=True):
         require(self.patience >= 0, "patience", self.patience, "use 0 or more")
 
 
-class SkipConfig(Section, frozen=True, kw_only=True):
-    """How much data a rollback leaves out, from where the run goes back to; at least all that was seen from there to
-    the alarm. Give one of the three.
+class Skip(NamedTuple):
+    """How much data a rollback leaves out: one of the three, the others 0.
 
     Attributes:
-        batches: steps' worth of it (PaLM: 200 to 500; Chowdhery et al. 2022, section 5.1).
-        tokens: rounded up to whole batches (Falcon-180B: 1e9; Almazrouei et al. 2023).
+        batches: steps' worth of it.
+        tokens: rounded up to whole batches.
         fraction: of the run's steps.
     """
 
@@ -59,12 +60,19 @@ class SkipConfig(Section, frozen=True, kw_only=True):
     tokens: int = 0
     fraction: float = 0.0
 
-    def __post_init__(self) -> None:
-        require(self.batches >= 0, "batches", self.batches, "use 1 or more")
-        require(self.tokens >= 0, "tokens", self.tokens, "use 1 or more")
-        require(0 <= self.fraction < 1, "fraction", self.fraction, "use a fraction of the run such as 0.01")
-        given = (self.batches > 0) + (self.tokens > 0) + (self.fraction > 0)
-        require(given == 1, "batches", self.batches, "give one of batches, tokens and fraction, above 0")
+
+def _skip(batches: int, tokens: int, fraction: float, default: Skip) -> Skip:
+    """What is asked for, or the default."""
+    given = Skip(batches, tokens, fraction)
+    return given if any(given) else default
+
+
+def _check_skip(batches: int, tokens: int, fraction: float) -> None:
+    require(batches >= 0, "skip_batches", batches, "use 1 or more")
+    require(tokens >= 0, "skip_tokens", tokens, "use 1 or more")
+    require(0 <= fraction < 1, "skip_fraction", fraction, "use a fraction of the run such as 0.01")
+    given = (batches > 0) + (tokens > 0) + (fraction > 0)
+    require(given <= 1, "skip_batches", batches, "give one of skip_batches, skip_tokens and skip_fraction")
 
 
 class Off(Choice, frozen=True, kw_only=True, tag="off"):
@@ -76,32 +84,54 @@ class Palm(Choice, frozen=True, kw_only=True, tag="palm"):
 
     Attributes:
         rewind_steps: the checkpoint is so many steps before the trouble began, or more.
-        skip: data left out.
+        skip_batches: data left out from the checkpoint on, in steps, at least all that was seen from there
+            to the alarm (PaLM: 200 to 500); 300 where none of the three is given.
+        skip_tokens: the same in tokens, rounded up to whole batches.
+        skip_fraction: the same as a fraction of the run's steps.
         max_rollbacks: of a run; the spike after them stops it.
     """
 
     rewind_steps: int = 100
-    skip: SkipConfig = SkipConfig(batches=300)
+    skip_batches: int = 0
+    skip_tokens: int = 0
+    skip_fraction: float = 0.0
     max_rollbacks: int = 20
 
     def __post_init__(self) -> None:
+        _check_skip(self.skip_batches, self.skip_tokens, self.skip_fraction)
         require(self.rewind_steps >= 0, "rewind_steps", self.rewind_steps, "use 0 or more")
         require(self.max_rollbacks >= 1, "max_rollbacks", self.max_rollbacks, "use 1 or more")
+
+    @property
+    def skip(self) -> Skip:
+        """What is left out."""
+        return _skip(self.skip_batches, self.skip_tokens, self.skip_fraction, Skip(batches=300))
 
 
 class Falcon(Choice, frozen=True, kw_only=True, tag="falcon"):
     """Go back to the newest good checkpoint, and skip much (Almazrouei et al. 2023).
 
     Attributes:
-        skip: data left out.
+        skip_batches: data left out from the checkpoint on, in steps, at least all that was seen from there
+            to the alarm.
+        skip_tokens: the same in tokens, rounded up to whole batches; 1e9 where none of the three is given.
+        skip_fraction: the same as a fraction of the run's steps.
         max_rollbacks: of a run; the spike after them stops it.
     """
 
-    skip: SkipConfig = SkipConfig(tokens=1_000_000_000)
+    skip_batches: int = 0
+    skip_tokens: int = 0
+    skip_fraction: float = 0.0
     max_rollbacks: int = 20
 
     def __post_init__(self) -> None:
+        _check_skip(self.skip_batches, self.skip_tokens, self.skip_fraction)
         require(self.max_rollbacks >= 1, "max_rollbacks", self.max_rollbacks, "use 1 or more")
+
+    @property
+    def skip(self) -> Skip:
+        """What is left out."""
+        return _skip(self.skip_batches, self.skip_tokens, self.skip_fraction, Skip(tokens=1_000_000_000))
 
 
 class Replay(Choice, frozen=True, kw_only=True, tag="replay"):
@@ -129,7 +159,10 @@ class Ladder(Choice, frozen=True, kw_only=True, tag="ladder"):
 
     Attributes:
         rewind_steps: the checkpoint is so many steps before the trouble began, or more.
-        skip: data left out on the first rung.
+        skip_batches: data left out on the first rung, in steps, at least all that was seen from the checkpoint
+            to the alarm; 200 where none of the three is given.
+        skip_tokens: the same in tokens, rounded up to whole batches.
+        skip_fraction: the same as a fraction of the run's steps.
         widen: the later rungs skip so many times as much.
         learning_rate_factor: of the third rung.
         lowered_steps: steps that the learning rate stays lower.
@@ -138,7 +171,9 @@ class Ladder(Choice, frozen=True, kw_only=True, tag="ladder"):
     """
 
     rewind_steps: int = 100
-    skip: SkipConfig = SkipConfig(batches=200)
+    skip_batches: int = 0
+    skip_tokens: int = 0
+    skip_fraction: float = 0.0
     widen: float = 3.0
     learning_rate_factor: float = 0.7
     lowered_steps: int = 2000
@@ -146,6 +181,7 @@ class Ladder(Choice, frozen=True, kw_only=True, tag="ladder"):
     max_rollbacks: int = 20
 
     def __post_init__(self) -> None:
+        _check_skip(self.skip_batches, self.skip_tokens, self.skip_fraction)
         require(self.rewind_steps >= 0, "rewind_steps", self.rewind_steps, "use 0 or more")
         require(self.widen >= 1, "widen", self.widen, "use a factor of 1 or more")
         factor = self.learning_rate_factor
@@ -153,6 +189,11 @@ class Ladder(Choice, frozen=True, kw_only=True, tag="ladder"):
         require(self.lowered_steps >= 1, "lowered_steps", self.lowered_steps, "use 1 or more")
         require(self.calm_steps >= 1, "calm_steps", self.calm_steps, "use 1 or more")
         require(self.max_rollbacks >= 1, "max_rollbacks", self.max_rollbacks, "use 1 or more")
+
+    @property
+    def skip(self) -> Skip:
+        """What is left out."""
+        return _skip(self.skip_batches, self.skip_tokens, self.skip_fraction, Skip(batches=200))
 
 
 PolicyConfig = Off | Palm | Falcon | Replay | Ladder

@@ -97,6 +97,16 @@ class Batches:
         epochs, sources, bins = self._locate(phase, np.array([sample - first]))
         return Location(phase, int(epochs[0]), int(sources[0]), int(bins[0]))
 
+    def length(self, sample: int) -> int:
+        """Tokens of a sample."""
+        return self._config.phases[self._find(sample)[0]].sequence_length
+
+    def tokens(self, sample: int) -> np.ndarray:
+        """A sample's tokens as they are trained on, int32[n], without padding."""
+        place = self.locate(sample)
+        row = self._row(place.source, place.bin, self.length(sample))
+        return row.tokens[row.segments > 0]
+
     def batch(self, cursor: int) -> Batch:
         """The batch whose first sample is `cursor`."""
         return self.rows(cursor, slice(None))

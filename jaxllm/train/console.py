@@ -103,21 +103,6 @@ class Console:
         )
         self._row(step, Text(self._clean(text)), indent=len(step))
 
-    def rolled_back(self, record: Mapping[str, Any]) -> None:
-        """Show that the guard went back: the facts of a `rolled_back` event."""
-        first, stop = record["skipped_samples"]
-        skipped = f"skipping {figures.integer(stop - first)} samples" if stop > first else "on the same data"
-        factor = record["learning_rate_factor"]
-        lowered = (
-            f", at {figures.percent(factor)} of the learning rate until step {figures.integer(record['lowered_until'])}"
-            if record["lowered_until"]
-            else ""
-        )
-        self.note(
-            f"A spike began at step {figures.integer(record['onset'])} ({', '.join(record['flags'])}): back from step "
-            f"{figures.integer(record['from_step'])} to {figures.integer(record['step'])}, {skipped}{lowered}."
-        )
-
     def note(self, text: str) -> None:
         """Show one sentence about the run."""
         self._row("", Text(self._clean(text)), indent=0)

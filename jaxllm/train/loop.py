@@ -27,7 +27,8 @@ from jaxllm.train.catalogue import Catalogue
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
 from jaxllm.train.evaluation import WHOLE, Evaluation
-from jaxllm.train.guard.host import Guard
+from jaxllm.train.guard import dossier
+from jaxllm.train.guard.host import Guard, told
 from jaxllm.train.guard.ledger import Entry, RolledBack
 from jaxllm.train.guard.policy import kind, resolve
 from jaxllm.train.initial import INIT_FROM, Origin, Start, begin, go_on, open_origin
@@ -217,16 +218,19 @@ class _Attempt:
             self.records.event("skipped", step, flags=flags, samples=list(samples), loss=float(values["loss"]))
         if alarm is None:
             return False
-        policy = kind(self.guard.policy)
-        self.records.event("spiked", step, onset=alarm.onset, flags=alarm.flags, policy=policy)
         trouble = f"A spike began at step {alarm.onset} ({', '.join(alarm.flags)})"
         if isinstance(self.guard.policy, Off):
-            self.console.note(f"{trouble}, and guard.policy is off: training goes on as it is.")
-            return False
-        self.checkpoints.wait()  # the checkpoint to go back to may still be under way
-        self.decision = self.guard.decide(alarm, attempt, self.checkpoints.catalogue, self.batches.steps)
-        if not self.decision:
-            self.console.note(f"{trouble}, and no good checkpoint is older: training goes on as it is.")
+            action = "guard.policy is off: training goes on as it is"
+        else:
+            self.checkpoints.wait()  # the checkpoint to go back to may still be under way
+            self.decision = self.guard.decide(alarm, attempt, self.checkpoints.catalogue, self.batches.steps)
+            action = told(self.decision)
+        self.console.note(f"{trouble}: {action}.")
+        name = dossier.name(alarm, attempt)
+        if processes.is_first():
+            dossier.write(self.directory, name, alarm, action, self.store, self.batches)
+        facts = {"onset": alarm.onset, "flags": alarm.flags, "policy": kind(self.guard.policy), "action": action}
+        self.records.event("spiked", step, **facts, dossier=name)
         return bool(self.decision)
 
     def _go_back(self, entry: RolledBack) -> tuple[TrainState, int]:
@@ -242,7 +246,7 @@ class _Attempt:
         facts = {"from_step": entry.step, "onset": entry.onset, "flags": entry.flags, "policy": entry.policy}
         facts |= {"rung": entry.rung, "skipped_samples": list(entry.skipped)}
         facts |= {"learning_rate_factor": entry.learning_rate_factor, "lowered_until": entry.lowered_until}
-        self.console.rolled_back(self.records.event("rolled_back", step, **facts))
+        self.records.event("rolled_back", step, **facts)
         return state, step
 
     def _start(self) -> Start:

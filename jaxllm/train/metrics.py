@@ -21,6 +21,7 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
     skipped                                1 where the update was dropped, else 0
     loss_limit                             the loss above which a step is part of a spike
     flags                                  what the guard's rules flagged (see train/guard/rules); absent if nothing
+    worst_samples                          beside flags: the samples with the highest losses, each with its loss
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
 step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:
@@ -89,7 +90,7 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record. Values: numbers, texts, lists and mappings of them, NumPy or JAX arrays."""
-        line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
         # A lone surrogate has no UTF-8; its backslash form happens to be JSON's own escape.
         self._waiting.append(line.encode("utf-8", "backslashreplace"))
         try:
@@ -226,19 +227,19 @@ def _record(line: bytes, fields: tuple[str, ...], path: Path, number: int) -> di
     return _floats(record) if b'"NaN"' in line or b'Infinity"' in line else record
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold of a value."""
+def plain(value: Any) -> Any:
+    """What JSON can hold of a value: numbers that are not finite become strings, arrays lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         if math.isfinite(value):
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if value is None or isinstance(value, bool | int | str):
         return value
-    return _plain(value.tolist())
+    return plain(value.tolist())
 
 
 def _floats(value: Any) -> Any:

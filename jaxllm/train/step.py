@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 import optax
+from jax.sharding import PartitionSpec
 
 from jaxllm.config import GuardConfig, LossScaleConfig, Off, TrainConfig
 from jaxllm.layers.context import balance
@@ -30,6 +31,9 @@ from jaxllm.train.pipeline import pipeline
 from jaxllm.train.state import NO_BASE, Trained, TrainState, everything
 
 Metrics = dict[str, jax.Array]
+
+NUM_WORST = 4
+"""Rows of a batch that the metrics name."""
 
 UNGUARDED = GuardConfig(drop=False, policy=Off())
 """No rules: only what is not finite is dropped."""
@@ -81,7 +85,9 @@ def make_train_step(
     in the batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm
     (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
     (accepted updates so far) and loss_scale; and, where there is a guard, its rules' flags, alarm, onset, reasons,
-    clean and loss_limit (see guard.rules.Verdict). Drift counts from the optimizer step `warmup_steps` on.
+    clean and loss_limit (see guard.rules.Verdict; drift counts from the optimizer step `warmup_steps` on), and
+    worst_rows and worst_losses (int32 and float32[4], fewer in a batch of fewer): the rows of the batch with the highest
+    mean loss over their tokens, the highest first.
     """
     trained = trained or everything(decoder)
     declared, recipe = trained.declared, decoder.recipe
@@ -121,6 +127,7 @@ def make_train_step(
                 "reasons": verdict.reasons,
                 "clean": verdict.clean,
                 "loss_limit": verdict.limit,
+                **worst(tokens, rows, num_tokens),
             }
         if "drop" in batch:
             accepted &= ~batch["drop"]
@@ -170,6 +177,15 @@ def by_source(batch: Batch, rows: Rows, num_tokens: jax.Array, num_sources: int)
     tokens_S = jnp.sum(jnp.where(is_of_BS, jnp.sum(batch["weights"], axis=1)[:, None], 0.0), axis=0)
     parts_S = jnp.sum(jnp.where(is_of_BS, rows.loss[:, None], 0.0), axis=0)
     return {"source_loss": parts_S * num_tokens / jnp.maximum(tokens_S, 1.0), "source_tokens": tokens_S}
+
+
+def worst(batch: Batch, rows: Rows, num_tokens: jax.Array) -> Metrics:
+    """The rows with the highest mean losses; what is no number is the highest."""
+    tokens_B = jnp.sum(batch["weights"], axis=1)
+    loss_B = jax.reshard(rows.loss * num_tokens / jnp.maximum(tokens_B, 1.0), PartitionSpec())
+    key_B = jnp.where(jnp.isnan(loss_B), jnp.inf, loss_B)
+    order = jax.lax.top_k(key_B, min(NUM_WORST, loss_B.shape[0]))[1]
+    return {"worst_rows": order, "worst_losses": loss_B[order]}
 
 
 def _batch_digest(batch: Batch) -> jax.Array:

@@ -150,7 +150,8 @@ class Stepping:
         votes = self._votes.read(ballot)
         self._asked |= bool(votes[:, 0].any())
         self.halted = self._heed(step, values)
-        flags = values.pop("flags", ())
+        found = {name: values.pop(name) for name in ("flags", "worst_samples") if values.get(name)}
+        values.pop("flags", None)
         values = {name: float(value) for name, value in values.items()}
         loss = values["loss"]
         self.record = record = {
@@ -164,7 +165,7 @@ class Stepping:
             "data_seconds": waited,
             "data_cursor": batches.cursor(step - 1),
             "batch_digest": digest,
-            **({"flags": flags} if flags else {}),
+            **found,
             **by_source,
         }
         if not self._votes.alone:
@@ -175,7 +176,7 @@ class Stepping:
                 "slowest_data_seconds": float(votes[slowest, 2]),
                 "slowest_step_seconds": float(votes[:, 1].max()),
             }
-        if due(step, self._experiment.log.interval) or step == batches.num_steps or flags:
+        if due(step, self._experiment.log.interval) or step == batches.num_steps or found:
             self._records.step(record)
         self._console.step(record)
 

@@ -1,7 +1,7 @@
 """From a step of a run back to the documents that it trained on."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from jaxllm.config import load
 from jaxllm.data.batches import Batches
-from jaxllm.data.store import open_store
+from jaxllm.data.store import Store, open_store
 from jaxllm.models import PRESETS
+from jaxllm.storage import LocalStorage
 from jaxllm.train import digests
+from jaxllm.train.guard.ledger import Ledger, read
 from jaxllm.train.metrics import METRICS, read_metrics
 
 
@@ -38,21 +40,27 @@ def where(directory: Path, step: int) -> dict[str, Any]:
     if not 1 <= step <= data.num_steps:
         raise ValueError(f"step {step}: the run has steps 1 to {data.num_steps}")
     store = open_store(data)
-    batches = Batches(store, data)
+    batches = Batches(store, data, skipped=Ledger(read(LocalStorage(directory))).skipped)
     record = records.get(step)
     cursor = int(record["data_cursor"]) if record else batches.cursor(step - 1)
     batch = batches.batch(cursor)
     digest = _digest(batch)
-    streams = store.streams("train")
-    rows, touched = [], defaultdict[int, set[int]](set)
-    for index in range(len(batch["tokens"])):
-        place = batches.locate(cursor + index)
-        length = batch["tokens"].shape[1]
+    described = describe(store, batches, range(cursor, cursor + len(batch["tokens"])))
+    logged = record["batch_digest"] == digest if record else None
+    phase = batches.locate(cursor).phase
+    return {"step": step, "phase": phase, "cursor": cursor, "digest": digest, "logged": logged, "rows": described}
+
+
+def describe(store: Store, batches: Batches, samples: Iterable[int]) -> list[dict[str, Any]]:
+    """Where samples come from: of each, in their order, what `where` says of a row."""
+    streams, rows, touched = store.streams("train"), [], defaultdict[int, set[int]](set)
+    for sample in samples:
+        place, length = batches.locate(sample), batches.length(sample)
         pieces = list(_pieces(streams[place.source].offsets, place.bin * length, (place.bin + 1) * length))
         touched[place.source] |= {document for document, _, _ in pieces}
-        rows.append((cursor + index, place, pieces))
+        rows.append((sample, place, pieces))
     names = {source: store.identifiers("train", source, documents) for source, documents in touched.items()}
-    described = [
+    return [
         {
             "sample": sample,
             "source": store.manifest.sources[place.source].name,
@@ -62,9 +70,6 @@ def where(directory: Path, step: int) -> dict[str, Any]:
         }
         for sample, place, pieces in rows
     ]
-    logged = record["batch_digest"] == digest if record else None
-    phase = batches.locate(cursor).phase
-    return {"step": step, "phase": phase, "cursor": cursor, "digest": digest, "logged": logged, "rows": described}
 
 
 def _pieces(offsets: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

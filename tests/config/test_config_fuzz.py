@@ -23,18 +23,23 @@ KINDS = (
         "optim.optimizer.type": "adamw",
         "model.attention.rope.scaling.type": "llama3",
         "model.prefix.0.mlp.d_ff": 16,
+        "guard.policy.type": "palm",
     },
     {
         "data.tokenizer": {"type": "huggingface", "path": "t"},
         "optim.schedule.type": "wsd",
         "optim.optimizer.type": "muon",
+        "guard.policy.type": "falcon",
     },
     {
         "data.tokenizer.type": "bytes",
         "optim.schedule.type": "constant",
         "run.init_from": "base",
         "tune.lora.rank": 4,
+        "guard.policy.type": "replay",
     },
+    {"guard.policy.type": "ladder"},
+    {"guard.policy.type": "off", "guard.drop": False, "guard.follow": "runs/other"},
 )
 
 OUT_OF_RANGE = -7
@@ -118,7 +123,7 @@ def trees(smallest) -> list[dict]:
     return [resolved(load(smallest, kinds)) for kinds in KINDS]
 
 
-def test_the_three_experiments_have_every_field(trees):
+def test_the_experiments_have_every_field(trees):
     found = {(spot.field.name, spot.known) for tree in trees for spot in spots(tree, EXPERIMENT)}
     expected = {(entry.field.name, frozenset(f.name for f in entry.section.fields)) for entry in walk()}
     assert found == expected

@@ -47,7 +47,10 @@ class Run:
         with jax.set_mesh(self.program.mesh):
             state, metrics = self._step(state, self.program.put(batch or tiny.make_batch()))
         digest = int(text(metrics.pop("batch_digest")), 16)
-        return state, {"batch_digest": digest, **{name: float(value) for name, value in metrics.items()}}
+        return state, {
+            "batch_digest": digest,
+            **{name: float(value) for name, value in metrics.items() if not value.ndim},
+        }
 
     def evaluate(self, params):
         with jax.set_mesh(self.program.mesh):
@@ -152,10 +155,13 @@ def test_a_step_that_is_not_finite_is_dropped_and_the_next_goes_on(plain, first)
     before, after, _ = first
     assert np.isnan(metrics["loss"])
     assert (metrics["skipped"], metrics["optimizer_step"], metrics["update_norm"]) == (1, 0, 0)
-    assert_identical(keep(state), dataclasses.replace(before, step=np.array(1, np.int32)))
+    found = keep(state)
+    assert (found.guard.broken, found.guard.num_losses) == (1, 0)
+    assert_identical(found, dataclasses.replace(before, step=np.array(1, np.int32), guard=found.guard))
     state, metrics = plain.step(state)
+    found = keep(state)
     assert (metrics["skipped"], metrics["learning_rate"]) == (0, first[2]["learning_rate"])
-    assert_identical(keep(state), dataclasses.replace(after, step=np.array(2, np.int32)))
+    assert_identical(found, dataclasses.replace(after, step=np.array(2, np.int32), guard=found.guard))
 
 
 def test_the_rate_is_scaled_by_the_state_and_counted_in_updates(plain, first):

@@ -137,7 +137,8 @@ class Guard:
 
         Args:
             step: as metrics count.
-            values: of the step; flags, alarm, onset, reasons and clean are taken out.
+            values: of the step; what only the guard needs is taken out. Where something is flagged, worst_samples comes
+                in: the samples with the highest losses, each with its loss.
             samples: of its batch.
             attempt: of the run.
 
@@ -148,11 +149,14 @@ class Guard:
             fine = not values["skipped"] and math.isfinite(values["loss"])
             self.clean = self.clean + 1 if fine else 0
             return (), None
+        rows, losses = values.pop("worst_rows").tolist(), values.pop("worst_losses").tolist()
         told = {name: int(values.pop(name)) for name in ("flags", "alarm", "onset", "reasons", "clean")}
         flags, self.clean = rules.names(told["flags"]), told["clean"]
         self.alarm, self.onset = told["alarm"], told["onset"]
         if values["skipped"] and "broken" not in flags:
             self._dropped(step, samples, attempt, flags)
+        if flags:
+            values["worst_samples"] = [[samples.start + row, loss] for row, loss in zip(rows, losses, strict=True)]
         if "due" in flags:
             return flags, Alarm(
                 step, told["onset"], tuple(name for name in rules.names(told["reasons"]) if name != "due")
@@ -238,3 +242,19 @@ class Guard:
             return 0
 
         processes.on_first(quarantine)
+
+
+def told(decision: RolledBack | str) -> str:
+    """What is done, half a sentence."""
+    if not decision:
+        return "no good checkpoint is older than it; training goes on as it is"
+    if isinstance(decision, str):
+        return f"the run stops, for {decision}"
+    first, stop = decision.skipped
+    data = f"without samples {first:,} to {stop - 1:,}" if stop > first else "on the same data"
+    lowered = (
+        f", at {decision.learning_rate_factor:.3g} of the learning rate until step {decision.lowered_until:,}"
+        if decision.lowered_until
+        else ""
+    )
+    return f"back from step {decision.step:,} to step {decision.to_step:,}, and on {data}{lowered}"

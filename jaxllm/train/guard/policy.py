@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxllm.config import CheckpointConfig, DataConfig, Falcon, Ladder, Off, Palm, PolicyConfig, Replay, SkipConfig
+from jaxllm.config import CheckpointConfig, DataConfig, Falcon, Ladder, Off, Palm, PolicyConfig, Replay, Skip
 from jaxllm.data.steps import Steps
 from jaxllm.train.guard.ledger import RolledBack
 
@@ -24,7 +24,7 @@ class Remedy(NamedTuple):
 
     to_step: int
     rung: int = 1
-    skip: SkipConfig | None = None
+    skip: Skip | None = None
     widen: float = 1.0
     learning_rate_factor: float = 1.0
     lowered_steps: int = 0
@@ -68,7 +68,7 @@ def remedy(policy: PolicyConfig, past: list[RolledBack], onset: int, factor: flo
     return Remedy(before, rung, policy.skip, widen, factor * policy.learning_rate_factor, policy.lowered_steps)
 
 
-def num_skipped(skip: SkipConfig, widen: float, steps: Steps, start: int, num_steps: int) -> int:
+def num_skipped(skip: Skip, widen: float, steps: Steps, start: int, num_steps: int) -> int:
     """Steps' worth of data that a skip leaves out.
 
     Args:
@@ -116,7 +116,7 @@ def misfit(policy: PolicyConfig, checkpoint: CheckpointConfig, data: DataConfig)
         skipped = num_skipped(policy.skip, 1.0, Steps(data), 0, data.num_steps)
         if skipped >= data.num_steps:
             return (
-                f"guard.policy.skip: it leaves out the data of {skipped} steps, and the run has {data.num_steps}; "
-                "skip less, such as skip.fraction = 0.01"
+                f"guard.policy.skip_...: it leaves out the data of {skipped} steps, and the run has {data.num_steps}; "
+                "skip less, such as skip_fraction = 0.01"
             )
     return ""

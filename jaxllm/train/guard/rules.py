@@ -106,9 +106,9 @@ class Verdict(NamedTuple):
 
 def forget(config: RulesConfig) -> Memory:
     """The memory of no step."""
-    zero = jnp.zeros((), jnp.int32)
-    empty = jnp.zeros(config.window, jnp.float32)
-    return Memory(empty, empty, zero, zero, zero, zero, zero, jnp.full((), jnp.inf), zero, zero, zero, zero, zero)
+    numbers = {field.name: jnp.zeros((), jnp.int32) for field in dataclasses.fields(Memory)}
+    rings = {name: jnp.zeros(config.window, jnp.float32) for name in ("losses", "norms")}
+    return Memory(**{**numbers, **rings, "best": jnp.full((), jnp.inf, jnp.float32)})
 
 
 def judge(
