@@ -1,6 +1,7 @@
 """The command line: the only place that parses arguments and prints.
 
-Exit codes: 0 done, 2 a mistake in config or usage, 75 saved after a signal (start again to go on), 1 anything else.
+Exit codes: 0 done, 2 a mistake in config or usage, 3 stopped by the guard, 75 saved after a signal (start again to go
+on), 1 anything else.
 
 A `ValueError` that jaxllm itself raises is a user's mistake and becomes one sentence; one raised by anything below is a
 bug, like every other exception, and keeps its traceback.
@@ -23,7 +24,7 @@ from jaxllm.config import Experiment, ModelConfig, describe
 if TYPE_CHECKING:
     from jaxllm.roofline.memory import Adapters
 
-DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
+DONE, FAILED, MISTAKE, GUARDED, STOPPED = 0, 1, 2, 3, 75
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     merge = add("merge", _merge, "Fold a run's adapters into the parameters that they adapt.")
     merge.add_argument("run", type=Path, metavar="RUN", help="directory of a run with tune.lora")
     merge.add_argument("out", type=Path, metavar="OUT", help="where to: a new directory, for run.init_from to name")
+
+    for name, text in (
+        ("events", "What happened to a run: its starts, checkpoints, spikes and what was done about them."),
+        ("checkpoints", "A run's checkpoints: which are good, which are set aside."),
+    ):
+        one = add(name, _history, text)
+        one.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+        one.set_defaults(what=name)
 
     report = add("report", _report, "Draw one run, or several over each other, into one HTML file.")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
@@ -192,6 +201,8 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         except LockLost as error:
             print(f"jaxllm: {error}", file=sys.stderr)
             return FAILED
+    if run.stopped:
+        return GUARDED
     return STOPPED if run.interrupted else DONE if run.saved else FAILED
 
 
@@ -324,6 +335,14 @@ def _bench_step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     result = step.measure(_load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
     print(json.dumps(result, indent=2) if arguments.json else step.text(result))
+    return DONE
+
+
+def _history(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _none(rest)
+    from jaxllm.train import history
+
+    print({"events": history.events, "checkpoints": history.checkpoints}[arguments.what](arguments.run))
     return DONE
 
 

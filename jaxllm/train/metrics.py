@@ -224,7 +224,7 @@ def _record(line: bytes, fields: tuple[str, ...], path: Path, number: int) -> di
     if not isinstance(record, dict) or not all(field in record for field in fields):
         raise ValueError(f"{path}, line {number}: not an object with {', '.join(fields)}; remove or mend the line")
     # Few lines hold such strings: the others are spared the walk.
-    return _floats(record) if b'"NaN"' in line or b'Infinity"' in line else record
+    return floats(record) if b'"NaN"' in line or b'Infinity"' in line else record
 
 
 def plain(value: Any) -> Any:
@@ -242,12 +242,12 @@ def plain(value: Any) -> Any:
     return plain(value.tolist())
 
 
-def _floats(value: Any) -> Any:
-    """A decoded value with the numbers that JSON has no form for restored."""
+def floats(value: Any) -> Any:
+    """A decoded JSON value with the numbers that JSON has no form for restored."""
     if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
+        return {key: floats(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_floats(item) for item in value]
+        return [floats(item) for item in value]
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 

@@ -86,8 +86,8 @@ def make_train_step(
     (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
     (accepted updates so far) and loss_scale; and, where there is a guard, its rules' flags, alarm, onset, reasons,
     clean and loss_limit (see guard.rules.Verdict; drift counts from the optimizer step `warmup_steps` on), and
-    worst_rows and worst_losses (int32 and float32[4], fewer in a batch of fewer): the rows of the batch with the highest
-    mean loss over their tokens, the highest first.
+    worst_rows and worst_losses (int32 and float32[4], or fewer): the batch's rows with the highest mean loss over their
+    tokens, the highest first.
     """
     trained = trained or everything(decoder)
     declared, recipe = trained.declared, decoder.recipe

@@ -72,8 +72,8 @@ def test_a_part_of_the_help():
         ("model.atention", "did you mean model.attention?"),
         (
             "qqq",
-            "the sections are schema_version, run, model, data, mesh, train, tune, optim, guard, evaluation, checkpoint, "
-            "log, profile",
+            "the sections are schema_version, run, model, data, mesh, train, tune, optim, guard, evaluation, "
+            "checkpoint, log, profile",
         ),
     ],
 )
