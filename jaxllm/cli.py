@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("--kills", type=int, default=30, help="how often (30)")
     kill.add_argument("--in-write", type=int, default=10, help="of them, while a checkpoint is written (10)")
     kill.add_argument("--at", type=int, nargs="+", default=(), metavar="STEP", help="when these are logged instead")
+    kill.add_argument("--in-rollback", type=int, default=0, metavar="RUNS", help="runs killed about a rollback instead")
     kill.add_argument("--processes", type=int, default=1, help="of the run (1)")
     kill.add_argument("--devices", type=int, default=0, help="simulated CPU devices of each process")
     kill.add_argument("--json", action="store_true", help="for programs")
@@ -365,6 +366,8 @@ def _bench_kill(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.processes,
         arguments.devices,
         arguments.at,
+        arguments.in_rollback,
     )
     print(json.dumps(result, indent=2) if arguments.json else kill.text(result))
-    return DONE if not result["differing"] and result["most_lost"] <= result["bound"] else FAILED
+    wrong = result["differing"] or result["ledgers_differ"] or result["most_lost"] > result["bound"]
+    return FAILED if wrong else DONE

@@ -4,12 +4,17 @@ Both train the same experiment in processes of their own. One is never disturbed
 random moments of its start and its training, and, for a part of the kills, in the midst of writing a checkpoint, and
 started again each time. Or the steps to kill it at are given, such as those around a new phase. In the end every step's
 loss, of its last attempt, must have the same bits in both, and a kill may cost at most the steps of two intervals
-between checkpoints: those since the last one, and those of a write in flight.
+between checkpoints: those since the last one, and those of a write in flight. Where the guard acts, both ledgers must
+say the same.
+
+`in_rollback` looks at the guard alone: runs that are killed once each, at a random moment from the onset of the first
+spike to a few steps behind the rollback.
 """
 
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.config import Experiment
+from jaxllm.storage import LocalStorage
+from jaxllm.train.guard.ledger import Ledger, read, same
 from jaxllm.train.metrics import METRICS, read_events, read_metrics
 
 _POLL = 0.02
@@ -91,6 +98,7 @@ def measure(
     num_processes: int = 1,
     num_devices: int = 0,
     at: Sequence[int] = (),
+    num_in_rollback: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Kill a run and compare.
@@ -103,11 +111,14 @@ def measure(
         num_processes: of the run, on this machine.
         num_devices: simulated devices of each process; 0 leaves the devices as they are.
         at: kill as soon as each of these steps is logged, instead of at random.
+        num_in_rollback: runs that are killed once each, about the first rollback, instead.
         seed: of the moments.
 
     Returns:
         kills, killed_at (the last step logged before each), in_write (as it came), resumed (starts that went on from a
-        checkpoint), steps, differing (steps whose losses differ), most_lost (steps), bound.
+        checkpoint), steps, differing (steps whose losses differ), rollbacks, ledgers_differ, most_lost (steps), bound.
+        Of kills about a rollback also undecided, begun and done: how many came before the decision was written down,
+        before it was carried out, and later.
 
     Raises:
         ValueError: the experiment saves no checkpoints, it has no such steps, or an undisturbed run fails.
@@ -125,6 +136,11 @@ def measure(
         began = time.monotonic()
         finish(runner.start(root / "whole"))
         usual = time.monotonic() - began
+        if num_in_rollback:
+            return _about_rollback(runner, root, draw, num_in_rollback) | {
+                "processes": num_processes,
+                "bound": 2 * interval,
+            }
         broken, writing, killed_at = root / "broken", list[bool](), list[int]()
         for step in sorted(at):
             writing.append(_kill_at(runner, broken, step))
@@ -144,9 +160,62 @@ def measure(
             "processes": num_processes,
             "steps": len(whole),
             "differing": sum(whole[step] != again.get(step) for step in whole) + len(again.keys() - whole.keys()),
+            **_ledgers(root / "whole", broken),
             "most_lost": _most_lost(broken),
             "bound": 2 * interval,
         }
+
+
+def _about_rollback(runner: Runner, root: Path, draw: random.Random, num_kills: int) -> dict[str, Any]:
+    """Runs that are killed once each about the first rollback, beside one that is not."""
+    whole = _losses(root / "whole")
+    rollbacks = Ledger(read(LocalStorage(root / "whole"))).rollbacks
+    if not rollbacks:
+        raise ValueError("--in-rollback: the guard rolls nothing back in this run; name a config in which it does")
+    events = read_events(root / "whole")
+    spiked, back = (next(one for one in events if one["event"] == name) for name in ("spiked", "rolled_back"))
+    window = 2 * (back["time"] - spiked["time"]) + 1.0
+    moments = {"undecided": 0, "begun": 0, "done": 0}
+    killed_at, differing, ledgers_differ, lost, resumed = [], 0, False, 0, 0
+    for index in range(num_kills):
+        broken = root / str(index)
+        processes = runner.start(broken)
+        while all(process.poll() is None for process in processes) and _last_step(broken) < rollbacks[0].onset:
+            time.sleep(_POLL)
+        time.sleep(draw.uniform(0.0, window))
+        for process in draw.sample(processes, len(processes)):
+            process.kill()
+            process.communicate()
+        decided = bool(Ledger(read(LocalStorage(broken))).rollbacks)
+        carried_out = any(event["event"] == "rolled_back" for event in read_events(broken))
+        moments["done" if carried_out else "begun" if decided else "undecided"] += 1
+        killed_at.append(_last_record(broken)[1])
+        finish(runner.start(broken))
+        again = _losses(broken)
+        differing += sum(whole[step] != again.get(step) for step in whole) + len(again.keys() - whole.keys())
+        ledgers_differ |= _ledgers(root / "whole", broken)["ledgers_differ"]
+        lost = max(lost, _most_lost(broken))
+        resumed += any(event["event"] == "resumed" for event in read_events(broken))
+        shutil.rmtree(broken)
+    return {
+        "kills": num_kills,
+        "killed_at": killed_at,
+        "in_write": 0,
+        "resumed": resumed,
+        "steps": len(whole) * num_kills,
+        "differing": differing,
+        "rollbacks": len(rollbacks),
+        "ledgers_differ": ledgers_differ,
+        **moments,
+        "most_lost": lost,
+    }
+
+
+def _ledgers(one: Path, other: Path) -> dict[str, Any]:
+    """What the guard did in two runs, compared."""
+    entries, others = (read(LocalStorage(directory)) for directory in (one, other))
+    equal = len(entries) == len(others) and all(map(same, entries, others))
+    return {"rollbacks": len(Ledger(entries).rollbacks), "ledgers_differ": not equal}
 
 
 def _kill(
@@ -224,13 +293,16 @@ def _losses(directory: Path) -> dict[int, str]:
 
 
 def _most_lost(directory: Path) -> int:
-    """The largest number of steps that an attempt had to do again."""
+    """The largest number of steps that an attempt had to do again because the one before was killed."""
     lines = [json.loads(line) for line in (directory / METRICS).read_bytes().splitlines()]
+    decided = {entry.attempt for entry in Ledger(read(LocalStorage(directory))).rollbacks}
     last, lost = {}, 0
     for line in lines:
         attempt, step = line["attempt"], line["step"]
-        if attempt not in last and last:
+        if attempt not in last and last and not decided & set(range(max(last), attempt)):
             lost = max(lost, max(last.values()) - (step - 1))
+        if attempt not in last and decided & set(range(max(last, default=0), attempt)):
+            last = {}  # where the run went back by itself
         last[attempt] = step
     return lost
 
@@ -239,10 +311,18 @@ def text(result: dict[str, Any]) -> str:
     """A measurement as lines for people."""
     same = "bit for bit the same" if not result["differing"] else f"{result['differing']} of them DIFFERENT"
     at = ", ".join(map(str, result["killed_at"]))
+    moments = ""
+    if "undecided" in result:
+        moments = (
+            f"; killed before the decision was written down {result['undecided']}, before it was carried out "
+            f"{result['begun']}, later {result['done']}"
+        )
     return (
         f"{result['kills']} kills, {result['in_write']} of them in the midst of a write, "
         f"{result['processes']} processes; {result['resumed']} starts went on from a checkpoint\n"
         f"killed at   step {at}\n"
         f"losses      {result['steps']} steps, {same}\n"
+        f"guard       {result['rollbacks']} rollbacks; the ledgers "
+        f"{'DIFFER' if result['ledgers_differ'] else 'say the same'}{moments}\n"
         f"lost        at most {result['most_lost']} steps a kill, bound {result['bound']}"
     )
