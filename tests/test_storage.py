@@ -5,12 +5,12 @@ import threading
 import pytest
 
 from jaxllm.storage import LocalStorage, Storage
-from tests.fakes import FakeObjectStore
+from tests.fakes import object_storage
 
 
 @pytest.fixture(params=["local", "object store"])
 def storage(request, tmp_path) -> Storage:
-    return LocalStorage(tmp_path / "root") if request.param == "local" else FakeObjectStore()
+    return LocalStorage(tmp_path / "root") if request.param == "local" else object_storage()
 
 
 def test_a_content_is_read_back_whole_and_in_ranges(storage: Storage):

@@ -5,12 +5,12 @@ import pytest
 from jaxllm.storage import LocalStorage, Storage
 from jaxllm.train import catalogue
 from jaxllm.train.catalogue import COMMITTED, GOOD, META, QUARANTINED, Catalogue, Entry, Leaf, Meta, place
-from tests.fakes import FakeObjectStore
+from tests.fakes import object_storage
 
 
 @pytest.fixture(params=["local", "object store"])
 def storage(request, tmp_path) -> Storage:
-    return LocalStorage(tmp_path / "checkpoints") if request.param == "local" else FakeObjectStore()
+    return LocalStorage(tmp_path / "checkpoints") if request.param == "local" else object_storage()
 
 
 def meta(step: int, attempt: int = 0) -> Meta:

@@ -14,7 +14,7 @@ import pytest
 from jaxllm.storage import LocalStorage, Storage
 from jaxllm.train import lock as lock_module
 from jaxllm.train.lock import Holder, Lock, LockLost
-from tests.fakes import FakeObjectStore
+from tests.fakes import object_storage
 
 WHAT = "run.directory = 'runs/small'"
 ELSEWHERE = {"host": "otherhost", "boot": "boot-2", "machine": "machine-2", "namespace": "pid:[2]"}
@@ -42,7 +42,7 @@ for line in sys.stdin:
 
 @pytest.fixture(params=["local", "object store"])
 def storage(request, tmp_path) -> Storage:
-    return LocalStorage(tmp_path / "root") if request.param == "local" else FakeObjectStore()
+    return LocalStorage(tmp_path / "root") if request.param == "local" else object_storage()
 
 
 @pytest.fixture(autouse=True)

@@ -1,65 +1,13 @@
-"""Where a run's files live: five operations that a local disk and an object store both have.
-
-An object store has no rename, no append and no directories, so nothing here needs them: a name is a relative POSIX path
-and holds either nothing or one whole content. Names are told apart by their full text, and a prefix is any beginning of
-a name, not only a directory. For the disk's sake no name is another's directory: `a` and `a/b` never both exist.
-"""
+"""A directory of the local disk as a Storage."""
 
 import contextlib
 import os
 import pathlib
 import secrets
 from collections.abc import Iterable
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-_TEMPORARY = ".tmp-"
-"""How the last part of an unfinished file's name begins; such files are never listed."""
-
-Content = bytes | bytearray | memoryview
-"""Bytes as one piece."""
-
-
-class Storage(Protocol):
-    """A flat set of named contents. Every method raises ValueError for a name that leads outside."""
-
-    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """Bytes from `start` on, `size` of them or (None) all; fewer where the content ends before.
-
-        Raises:
-            FileNotFoundError: nothing is stored under the name.
-        """
-        ...
-
-    def write(self, name: str, content: Content | Iterable[Content]) -> None:
-        """Store a content, given whole or in pieces, in place of what was there.
-
-        A reader sees the old content or the new one, never a part; so does a machine that loses power.
-        """
-        ...
-
-    def create(self, name: str, content: Content) -> bool:
-        """Store a content if the name is free; of several callers exactly one gets True."""
-        ...
-
-    def list(self, prefix: str = "") -> list[str]:
-        """The names that begin with the prefix, sorted."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Forget a name; one that holds nothing is no error."""
-        ...
-
-
-def check_name(name: str) -> str:
-    """Return the name if it is a plain relative POSIX path.
-
-    Raises:
-        ValueError: it is empty or absolute, or has empty, `.` or `..` parts, a backslash or a NUL.
-    """
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or part.startswith(_TEMPORARY) for part in parts) or set(name) & {"\\", "\0"}:
-        raise ValueError(f"the name {name!r} does not fit a storage: use a relative path such as 'checkpoints/10'")
-    return name
+from jaxllm.storage.base import TEMPORARY, Content, check_name
 
 
 class LocalStorage:
@@ -118,7 +66,7 @@ class LocalStorage:
             parent = pathlib.Path(directory).relative_to(self.root)
             for file in files:
                 name = (parent / file).as_posix()
-                if name.startswith(prefix) and not file.startswith(_TEMPORARY) and not (self.root / name).is_symlink():
+                if name.startswith(prefix) and not file.startswith(TEMPORARY) and not (self.root / name).is_symlink():
                     names.append(name)
         return sorted(names)
 
@@ -134,10 +82,17 @@ class LocalStorage:
             except OSError:  # it holds something else, or another process was first
                 break
 
+    def below(self, directory: str) -> "LocalStorage":
+        """See `Storage.below`."""
+        return LocalStorage(self.path(directory))
+
+    def __str__(self) -> str:
+        return str(self.root)
+
 
 def _write_temporary(path: pathlib.Path, content: Content | Iterable[Content]) -> pathlib.Path:
     """Write a content durably into a new file beside `path`, in the same file system, and return the file."""
-    temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))
+    temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
     file = _create_file(temporary)
     try:
         with file:
