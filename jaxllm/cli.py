@@ -14,7 +14,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     build.epilog = overrides
 
     place = add("where", _data_where, "Which documents a step of a run was trained on.", data)
-    place.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+    place.add_argument("run", metavar="RUN", help="a run's directory, or its URL")
     place.add_argument("step", type=int, metavar="STEP", help="as metrics.jsonl counts, from 1")
     place.add_argument("--json", action="store_true", help="for programs")
 
     merge = add("merge", _merge, "Fold a run's adapters into the parameters that they adapt.")
-    merge.add_argument("run", type=Path, metavar="RUN", help="directory of a run with tune.lora")
-    merge.add_argument("out", type=Path, metavar="OUT", help="where to: a new directory, for run.init_from to name")
+    merge.add_argument("run", metavar="RUN", help="directory of a run with tune.lora")
+    merge.add_argument("out", metavar="OUT", help="where to: a new directory, for run.init_from to name")
 
     for name, text in (
         ("events", "What happened to a run: its starts, checkpoints, spikes and what was done about them."),
@@ -115,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(what=name)
 
     report = add("report", _report, "Draw one run, or several over each other, into one HTML file.")
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
-    report.add_argument("--out", type=Path, help="where to; RUN/report.html for one run, report.html for several")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, or its URL")
+    report.add_argument("--out", help="where to; RUN/report.html for one run, report.html for several")
 
     bench = commands.add_parser("bench", help="Measure.", allow_abbrev=False).add_subparsers(
         metavar="WHAT", required=True
@@ -325,7 +324,9 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.train.report import write_report
 
     _none(rest)
-    out = arguments.out or (arguments.runs[0] / "report.html" if len(arguments.runs) == 1 else Path("report.html"))
+    out = arguments.out or (
+        f"{arguments.runs[0].rstrip('/')}/report.html" if len(arguments.runs) == 1 else "report.html"
+    )
     write_report(arguments.runs, out)
     print(out)
     return DONE

@@ -98,10 +98,11 @@ class RunConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         name: of the run; empty means the config file's name.
-        directory: where the run keeps its files; empty means runs/NAME.
+        directory: where the run keeps its files: a path, gs://BUCKET/PREFIX, s3://... or az://... (the extra
+            `object-store`); empty means runs/NAME.
         seed: of the initial weights.
-        init_from: another run's directory: its newest checkpoint's parameters are the initial ones (with tune.lora,
-            the ones that are adapted); empty means random ones.
+        init_from: another run's directory or URL: its newest checkpoint's parameters are the initial ones (with
+            tune.lora, the ones that are adapted); empty means random ones.
         deterministic: on a GPU, exclude kernels that add in no fixed order.
     """
 

@@ -1,4 +1,4 @@
-"""The arrays of one checkpoint: orbax writes a directory of them, TensorStore reads it.
+"""The arrays of one checkpoint on a disk: orbax writes a directory of them, TensorStore reads it.
 
 Orbax is given all processes by number, so that they meet at barriers of the coordination service: its default is a
 collective of the devices, which in a thread beside the training loop's would deadlock.
@@ -89,8 +89,7 @@ def read_digest(directory: str, name: str) -> np.ndarray:
 
 def _open(directory: str, name: str) -> Any:
     """A future of an array as orbax lays it: zarr in an OCDBT database."""
-    base = f"{directory}/" if "://" in directory else {"driver": "file", "path": f"{directory}/"}
-    place = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+    place = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}, "path": f"{name}/"}
     return ts.open({"driver": "zarr", "kvstore": place}, open=True, read=True)
 
 

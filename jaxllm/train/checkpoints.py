@@ -1,7 +1,7 @@
 """Checkpoints that can be trusted: written beside training, verified, and restored only when every bit is right.
 
-    save     digests on the devices -> layers into host memory -> (in a thread) orbax writes -> flushed to the disk ->
-             read back and compared -> meta.json, which makes the checkpoint exist -> retention
+    save     digests on the devices -> layers into host memory -> (in a thread) written and flushed -> read back and
+             compared -> meta.json, which makes the checkpoint exist -> retention
     restore  the newest checkpoint whose arrays, on the devices and on whatever mesh, have the digests of meta.json;
              each one left out is named; where a checkpoint was ever finished, training never begins at step 0 by itself
 
@@ -12,26 +12,31 @@ In a run of several processes all call the same methods in the same order. Each 
 meta.json and the marks when all have, and its choice of what to restore is everyone's. Where a process cannot read a
 checkpoint, none uses it.
 
-One directory, as orbax makes it, holds the parameters and another one the rest of the state, so that parameters can be
-read alone.
+One directory holds the parameters and another one the rest of the state, so that parameters can be read alone. On a
+disk orbax makes it (`arrays`); in an object store every process writes files of its own (`pieces`). Either is read from
+anywhere: checkpoints may be copied between disks and object stores.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxllm.config import CheckpointConfig, ModelConfig
 from jaxllm.layers.param import Tree
 from jaxllm.storage import LocalStorage, Storage
-from jaxllm.train import arrays, canonical, digests, processes
+from jaxllm.train import arrays, canonical, digests, pieces, processes
 from jaxllm.train.catalogue import Catalogue, Entry, Leaf, Meta, place
 from jaxllm.train.sealed import DamagedError
 from jaxllm.train.state import TrainState
@@ -40,6 +45,9 @@ PARAMS, TRAINING = "params", "training"
 
 _PATIENCE = 600.0
 """Seconds that process 0 waits for the others to read back their shares."""
+
+_Share = dict[str, np.ndarray]
+"""Digests of what a process has stored of each array, uint32[2]; they add up over the processes."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,27 +75,26 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        directory: `checkpoints/` of the run: a local path, or an object store's URL that TensorStore knows.
-        storage: the same place, for the marks.
+        storage: `checkpoints/` of the run.
         model: whose layers the names count.
         config: what is kept.
         say: is told what was left out and what failed, one sentence each.
         fence: called before a checkpoint is committed or removed; raises if this process must not write any more.
+        flush: called in every process before a checkpoint is committed: what was logged must be as durable.
     """
 
     def __init__(
         self,
-        directory: str | Path,
         storage: Storage,
         model: ModelConfig,
         config: CheckpointConfig,
         say: Callable[[str], None] = _log.warning,
         fence: Callable[[], None] = lambda: None,
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
-        self._root = str(directory) if "://" in str(directory) else str(Path(directory).absolute())
-        self._local = isinstance(storage, LocalStorage)
+        self._root = storage.root if isinstance(storage, LocalStorage) else None
         self._storage, self._model, self._config, self._say = storage, model, config, say
-        self._fence = fence
+        self._fence, self._flush = fence, flush
         self.catalogue = Catalogue(storage)
         self._thread: threading.Thread | None = None
         self._outcomes: list[Outcome] = []
@@ -169,40 +176,50 @@ class Checkpoints:
 
     def _finish(self, copy: dict[str, jax.Array], meta: Meta, began: float) -> None:
         """Write, verify and commit a copy; whatever happens, leave an outcome."""
-        error = ""
+        error, share = "", _Share()
         try:
-            self._write(copy, meta)
+            share = self._write(copy, meta)
+            self._flush()
         except Exception as failure:  # of any type: orbax, TensorStore and the file system have many
             error = _sentence(failure)
         copy.clear()
-        error = self._conclude(meta, error)
+        error = self._conclude(meta, error, share)
         if error:
             self._say(f"the checkpoint of step {meta.step} was not saved ({error}); training goes on without it")
         self._outcomes.append(Outcome(meta.step, meta.attempt, meta.bytes, time.monotonic() - began, error))
 
-    def _write(self, copy: dict[str, jax.Array], meta: Meta) -> None:
-        """Arrays to the disk, and this process's share of them read back."""
-        assert not self._storage.list(f"{meta.place}/"), f"{meta.place} is written already"
+    def _write(self, copy: dict[str, jax.Array], meta: Meta) -> _Share:
+        """Store arrays, and read this process's share of them back: in an object store, what it wrote itself."""
+        share = _Share()
         for tree in (PARAMS, TRAINING):
             part = {name: copy.pop(name) for name in list(copy) if _tree(name) == tree}
-            arrays.write(self._directory(meta.place, tree), part)
+            if self._root is None:
+                share |= pieces.write(self._storage, f"{meta.place}/{tree}", part)
+            else:
+                directory = self._root / meta.place / tree
+                assert not directory.exists(), f"{directory} is written already"
+                arrays.write(str(directory), part)
             part.clear()  # orbax copies what it writes: memory holds one and a third of the state, with Adam
-        if self._local:
-            arrays.sync(Path(self._root, meta.place))
+        if self._root is None:
+            return share
+        arrays.sync(self._root / meta.place)
         for index, (name, leaf) in enumerate(meta.leaves.items()):
             if index % jax.process_count() == jax.process_index():
-                found = digests.text(arrays.read_digest(self._directory(meta.place, _tree(name)), name))
+                found = digests.text(arrays.read_digest(str(self._root / meta.place / _tree(name)), name))
                 if found != leaf.digest:
                     raise DamagedError(f"{name} read back from {meta.place} is not what was written")
+        return share
 
-    def _conclude(self, meta: Meta, error: str) -> str:
+    def _conclude(self, meta: Meta, error: str, share: _Share) -> str:
         """Commit a checkpoint or remove it, and apply retention; returns what went wrong."""
         try:
             if jax.process_index():
-                self._storage.write(_report(meta.place, jax.process_index()), json.dumps(error).encode())
+                report = {"error": error, "share": {name: value.tolist() for name, value in share.items()}}
+                self._storage.write(_report(meta.place, jax.process_index()), json.dumps(report).encode())
                 return error
-            if jax.process_count() > 1:
-                error = self._errors(meta.place) or error
+            error = self._gather(meta.place, share) or error  # waits in any case: the others may still be writing
+            if not error and self._root is None:
+                _compare(meta, share)
             self._fence()
             if not error:
                 self.catalogue.commit(meta)
@@ -212,25 +229,28 @@ class Checkpoints:
             self._fence()
             config = self._config
             self.catalogue.prune(config.keep, config.keep_every, config.keep_good)
-            if self._local:
-                _remove_empty(Path(self._root))
+            if self._root is not None:
+                _remove_empty(self._root)
         except Exception as failure:
             self._say(f"old checkpoints were not removed ({_sentence(failure)})")
         return error
 
-    def _errors(self, place: str) -> str:
-        """Wait for the reports of all other processes; the first error among them."""
+    def _gather(self, place: str, share: _Share) -> str:
+        """Wait for the reports of all other processes, and add their shares to this one; the first error among them."""
         end = time.monotonic() + _PATIENCE
         waiting = set(range(1, jax.process_count()))
         while waiting:
             listed = set(self._storage.list(f"{place}/{_REPORTS}"))
             for process in [one for one in waiting if _report(place, one) in listed]:
-                if error := json.loads(self._storage.read(_report(place, process))):
-                    return f"process {process}: {error}"
+                report = json.loads(self._storage.read(_report(place, process)))
+                if report["error"]:
+                    return f"process {process}: {report['error']}"
+                for name, value in report["share"].items():
+                    share[name] = share.get(name, np.zeros(2, np.uint32)) + np.array(value, np.uint32)
                 waiting.remove(process)
             if time.monotonic() > end:
                 return f"process {min(waiting)} did not report within {_PATIENCE:.0f} s"
-            time.sleep(0.05)
+            time.sleep(0.05 if self._root else 1.0)  # an object store counts requests
         return ""
 
     # Restoring
@@ -252,7 +272,7 @@ class Checkpoints:
             return None
         what = f"good checkpoint{f' at or before step {at_or_before}' if at_or_before is not None else ''}"
         raise ValueError(
-            f"{self._root}: no {what if good or at_or_before is not None else 'checkpoint'} can be restored"
+            f"{self._storage}: no {what if good or at_or_before is not None else 'checkpoint'} can be restored"
             + (f" ({'; '.join(reasons)})" if reasons else "")
             + "; training does not begin again at step 0 by itself: mend the files, or use another run.name"
         )
@@ -277,7 +297,7 @@ class Checkpoints:
         assert meta is not None
         self._check(meta, leaves)
         try:
-            values = [self._read(chosen, name, leaf) for name, leaf in leaves]
+            values = self._read(chosen, leaves)
         except Exception as error:  # of any type: damage shows in many ways
             trouble = f"it cannot be read ({_sentence(error)})"
         if not processes.everywhere(values is not None):
@@ -292,10 +312,27 @@ class Checkpoints:
             return None, None, trouble or "another process reads other arrays than were saved"
         return values, meta, ""
 
-    def _read(self, chosen: str, name: str, leaf: Any) -> jax.Array:
-        """One array of the state."""
-        layers = canonical.layer_names(self._model, name)
-        return arrays.read(self._directory(chosen, _tree(name)), layers or [name], leaf, stacked=bool(layers))
+    def _read(self, chosen: str, leaves: list[tuple[str, Any]]) -> list[jax.Array]:
+        """The arrays of a state."""
+        with ExitStack() as stack:
+            readers, values = {}, []
+            for name, leaf in leaves:
+                tree, layers = _tree(name), canonical.layer_names(self._model, name)
+                readers[tree] = readers.get(tree) or self._reader(f"{chosen}/{tree}", stack)
+                values.append(readers[tree](layers or [name], leaf, stacked=bool(layers)))
+        return values
+
+    def _reader(self, directory: str, stack: ExitStack) -> Callable[..., jax.Array]:
+        """What reads the arrays of a directory, until the stack ends."""
+        if files := pieces.files(self._storage, directory):
+            return pieces.Reader(self._storage, files).read
+        if self._root is not None:
+            return functools.partial(arrays.read, str(self._root / directory))
+        # orbax wrote it, on a disk: it is read from one
+        copy = LocalStorage(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxllm-")))
+        for name in self._storage.list(f"{directory}/"):
+            copy.write(name, self._storage.read(name))
+        return functools.partial(arrays.read, str(copy.root / directory))
 
     def _check(self, meta: Meta, leaves: list[tuple[str, Any]]) -> None:
         """Refuse a state that is not the one that was saved.
@@ -315,9 +352,6 @@ class Checkpoints:
                         "take back the model, optimizer and precision it was trained with"
                     )
 
-    def _directory(self, place: str, tree: str) -> str:
-        return f"{self._root}/{place}/{tree}"
-
 
 _REPORTS = "written-"
 
@@ -336,6 +370,13 @@ def _sentence(error: Exception) -> str:
     """An error in one line, not too long; what caused it is at the end."""
     text = (str(error).splitlines() or [""])[0].partition(" [")[0]  # TensorStore appends what it was asked, in brackets
     return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} ... {text[-200:]}'}"
+
+
+def _compare(meta: Meta, stored: _Share) -> None:
+    """Refuse a checkpoint whose stored arrays are not those of the devices."""
+    for name, leaf in meta.leaves.items():
+        if name not in stored or digests.text(stored[name]) != leaf.digest:
+            raise DamagedError(f"{name} read back from {meta.place} is not what was written")
 
 
 def _choose(left: list[Entry]) -> str:

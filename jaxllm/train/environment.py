@@ -16,7 +16,7 @@ import msgspec
 from jax.sharding import Mesh
 
 from jaxllm.sharding import Device
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Storage
 
 ENVIRONMENT = "environment.json"
 _PACKAGES = ("jaxllm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -69,7 +69,7 @@ def _commit() -> str:
         return ""
 
 
-def record(storage: LocalStorage, attempt: int, mesh: Mesh) -> None:
+def record(storage: Storage, attempt: int, mesh: Mesh) -> None:
     """Add this attempt to the run's environment.json."""
     entries = msgspec.json.decode(storage.read(ENVIRONMENT)) if ENVIRONMENT in storage.list(ENVIRONMENT) else []
     entries.append({"attempt": attempt, **describe(mesh)})

@@ -9,21 +9,20 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import msgspec
 from jax.sharding import Mesh, NamedSharding
 
-from jaxllm.config import Experiment, ModelConfig, differences, load
+from jaxllm.config import Experiment, ModelConfig, differences
 from jaxllm.layers.param import Tree, leaves
-from jaxllm.models import PRESETS
 from jaxllm.models.decoder import Decoder, declarations, nest
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Place, Storage, open_storage
 from jaxllm.train.assemble import Program
 from jaxllm.train.catalogue import Catalogue, Meta
 from jaxllm.train.checkpoints import PARAMS, Checkpoints
+from jaxllm.train.directory import CHECKPOINTS, CONFIG, read_config
 from jaxllm.train.state import TrainState
 
 INIT_FROM = "init_from"
@@ -59,12 +58,14 @@ class Origin:
 
     Attributes:
         directory: of the run.
+        storage: the same.
         experiment: what it trained.
         newest: what its newest checkpoint says of itself.
         say: is told what is left out of its checkpoints.
     """
 
-    directory: Path
+    directory: Place
+    storage: Storage
     experiment: Experiment
     newest: Meta
     say: Callable[[str], None]
@@ -77,8 +78,7 @@ class Origin:
 
     def checkpoints(self, model: ModelConfig) -> Checkpoints:
         """Its checkpoints, to be read."""
-        place = self.directory / "checkpoints"
-        return Checkpoints(place, LocalStorage(place), model, self.experiment.checkpoint, self.say)
+        return Checkpoints(self.storage.below(CHECKPOINTS), model, self.experiment.checkpoint, self.say)
 
     def read(self, decoder: Decoder, mesh: Mesh, dtype: str, step: int | None = None) -> tuple[Tree, Meta]:
         """The parameters of the newest checkpoint whose every array is what was saved.
@@ -140,8 +140,8 @@ def open_origin(
     """
     if not experiment.run.init_from:
         return None
-    where, directory = f"run.init_from = {experiment.run.init_from!r}", Path(experiment.run.init_from)
-    if directory.resolve() == Path(experiment.run.path).resolve():
+    where, directory = f"run.init_from = {experiment.run.init_from!r}", experiment.run.init_from
+    if str(open_storage(directory, "run.init_from")) == str(open_storage(experiment.run.path)):
         raise ValueError(f"{where}: that is this run itself; give this one another run.name")
     origin = find_origin(where, directory, say)
     if origin.experiment.tune.lora:
@@ -156,13 +156,13 @@ def open_origin(
     elif known != tokenizer:
         raise ValueError(
             f"{where}: it was trained with another tokenizer, so that its parameters know other tokens; use its own: "
-            f"`jaxllm data build {directory / 'config.toml'}` names the store whose directory `tokenizer` holds it, "
+            f"`jaxllm data build {directory}/{CONFIG}` names the store whose directory `tokenizer` holds it, "
             "for data.tokenizer.path"
         )
     return origin
 
 
-def find_origin(where: str, directory: Path, say: Callable[[str], None]) -> Origin:
+def find_origin(where: str, directory: Place, say: Callable[[str], None]) -> Origin:
     """A run that has a checkpoint.
 
     Args:
@@ -173,14 +173,15 @@ def find_origin(where: str, directory: Path, say: Callable[[str], None]) -> Orig
     Raises:
         ValueError: there is no such run, or it has no checkpoint.
     """
-    if not (directory / "config.toml").exists():
-        raise ValueError(f"{where}: it holds no run, for it has no config.toml; name a directory such as runs/base")
-    experiment = load(directory / "config.toml", presets=PRESETS)
-    catalogue = Catalogue(LocalStorage(directory / "checkpoints"))
+    storage = open_storage(directory)
+    experiment = read_config(storage)
+    if experiment is None:
+        raise ValueError(f"{where}: it holds no run, for it has no {CONFIG}; name a directory such as runs/base")
+    catalogue = Catalogue(storage.below(CHECKPOINTS))
     candidates = catalogue.candidates()
     if not candidates:
         raise ValueError(f"{where}: it has no finished checkpoint; train it first, or name another run")
-    return Origin(directory, experiment, catalogue.meta(candidates[0].place), say)
+    return Origin(directory, storage, experiment, catalogue.meta(candidates[0].place), say)
 
 
 def begin(program: Program, seed: int, origin: Origin | None, extra: dict[str, Any]) -> Start:
@@ -208,7 +209,7 @@ def begin(program: Program, seed: int, origin: Origin | None, extra: dict[str, A
 
 
 def go_on(
-    directory: Path,
+    directory: Place,
     program: Program,
     found: tuple[TrainState, Meta],
     origin: Origin | None,

@@ -19,12 +19,13 @@ import math
 import os
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Place, Storage, is_url, open_storage
 
 _RUN_ID = "run_id.txt"
 _PROJECT = "jaxllm"
@@ -47,13 +48,22 @@ class Logger(Protocol):
         ...
 
 
-def check_installed(names: Iterable[str]) -> None:
-    """Refuse services whose package is missing, before a run has cost anything.
+def check_loggers(names: Iterable[str], directory: Place) -> None:
+    """Refuse services that cannot work, before a run has cost anything.
+
+    Args:
+        names: of LogConfig.loggers.
+        directory: of the run.
 
     Raises:
-        ValueError: naming the first.
+        ValueError: naming the first whose package is missing, or that cannot write where the run is.
     """
     for name in names:
+        if name == "tensorboard" and is_url(directory):
+            raise ValueError(
+                f"log.loggers: tensorboard appends to files, which {directory} cannot; leave it out (`jaxllm report` "
+                "draws the run), or use a local run.directory"
+            )
         if importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"log.loggers: {name} is not installed; uv sync --extra loggers (or pip install 'jaxllm[loggers]')"
@@ -72,7 +82,7 @@ class Loggers:
     """
 
     def __init__(
-        self, names: Iterable[str], directory: Path, run: str, config: Mapping[str, Any], say: Callable[[str], None]
+        self, names: Iterable[str], directory: Place, run: str, config: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
         self._say, self._failed = say, set[str]()
         self._loggers: dict[str, Logger] = {}
@@ -116,20 +126,21 @@ class Loggers:
                 self._say(f"log.loggers: {name} failed ({what}); the run goes on, and its own files hold everything")
 
 
-def _open(name: str, directory: Path, run: str, config: Mapping[str, Any]) -> Logger:
+def _open(name: str, directory: Place, run: str, config: Mapping[str, Any]) -> Logger:
+    """A service, and where on the disk it may keep its own files."""
+    local = Path(tempfile.mkdtemp(prefix="jaxllm-")) if is_url(directory) else Path(directory)
     if name == "tensorboard":
-        return _TensorBoard(directory / "tensorboard")
+        return _TensorBoard(local / "tensorboard")
     service = {"wandb": _WandB, "swanlab": _SwanLab}[name]
-    return service(directory, run, _run_id(directory), config)
+    return service(local, run, _run_id(open_storage(directory)), config)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _run_id(directory: Path) -> str:
-    """21 lowercase letters and digits (as SwanLab wants them) that stay with the directory."""
-    storage = LocalStorage(directory)
+def _run_id(storage: Storage) -> str:
+    """21 lowercase letters and digits (as SwanLab wants them) that stay with the run."""
     storage.create(_RUN_ID, secrets.token_hex(11)[:21].encode())
     return storage.read(_RUN_ID).decode()
 

@@ -13,19 +13,19 @@ from typing import Any
 
 import jax
 
-from jaxllm.config import Experiment, ModelConfig, Off, dump, load, refuse_changes, resolved
+from jaxllm.config import Experiment, ModelConfig, Off, dump, refuse_changes, resolved
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
 from jaxllm.layers.param import Tree
-from jaxllm.models import PRESETS
 from jaxllm.roofline.transformer import parameters
 from jaxllm.sharding import STAGES
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import LocalStorage, Place, Storage, is_url, open_storage
 from jaxllm.train import environment, processes
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
 from jaxllm.train.catalogue import Catalogue
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
+from jaxllm.train.directory import CHECKPOINTS, CONFIG, REPORT, read_config
 from jaxllm.train.evaluation import WHOLE, Evaluation
 from jaxllm.train.guard import dossier
 from jaxllm.train.guard.host import Guard, told
@@ -33,8 +33,8 @@ from jaxllm.train.guard.ledger import Entry, RolledBack
 from jaxllm.train.guard.policy import kind, resolve
 from jaxllm.train.initial import INIT_FROM, Origin, Start, begin, go_on, open_origin
 from jaxllm.train.lock import Lock
-from jaxllm.train.loggers import check_installed
-from jaxllm.train.metrics import read_events, read_metrics
+from jaxllm.train.loggers import check_loggers
+from jaxllm.train.metrics import EVENTS, read_events, read_metrics
 from jaxllm.train.phase_steps import PhaseSteps
 from jaxllm.train.pipeline import bubble
 from jaxllm.train.profile import Profile
@@ -44,17 +44,13 @@ from jaxllm.train.signals import Stop, stop_on_signals
 from jaxllm.train.state import TrainState
 from jaxllm.train.stepping import Stepping, due
 
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.toml"
-REPORT = "report.html"
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a run came to.
 
     Attributes:
-        directory: its files.
+        directory: its files: a path, or the URL as text.
         step: attempts so far.
         metrics: the last logged record.
         interrupted: whether a signal ended it before its last step.
@@ -62,7 +58,7 @@ class Run:
         saved: whether the last step has a checkpoint.
     """
 
-    directory: Path
+    directory: Place
     step: int
     metrics: dict[str, Any]
     interrupted: bool = False
@@ -82,18 +78,19 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         ValueError: one sentence, when the experiment does not fit the devices, the data or the run that is there, or
             when another process trains this run.
     """
-    directory = Path(experiment.run.path)
+    directory = experiment.run.path if is_url(experiment.run.path) else Path(experiment.run.path)
+    storage = open_storage(directory, "run.directory")
     if experiment.run.deterministic:
         environment.deterministic()
     processes.join()
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_on_signals())
         console = stack.enter_context(Console(quiet=not processes.is_first()))
-        lock = Lock(LocalStorage(directory), f"run.directory = {str(directory)!r}")
+        lock = Lock(storage, f"run.directory = {str(directory)!r}")
         stack.callback(lock.release)
         stop.last_words += [console.close, lock.release]
 
-        check_installed(experiment.log.loggers)
+        check_loggers(experiment.log.loggers, directory)
         processes.agree({"the config": dump(resolved(experiment))})
         policy = resolve(experiment.guard.policy, experiment.checkpoint, experiment.data)
 
@@ -107,8 +104,9 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.agree({"the data": store.digest})
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
         program = assemble(experiment, model)
-        guard = Guard(experiment, policy, LocalStorage(directory), store.digest, console.note)
-        followed = guard.followed(LocalStorage(experiment.guard.follow)) if experiment.guard.follow else None
+        guard = Guard(experiment, policy, storage, store.digest, console.note)
+        follow = experiment.guard.follow
+        followed = guard.followed(open_storage(follow, "guard.follow")) if follow else None
         origin = open_origin(experiment, model, store.manifest.tokenizer.sha256, console.note)
 
         def take() -> int:
@@ -118,7 +116,19 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
             return _Attempt(
-                experiment, directory, model, store, program, console, stop, lock, origin, guard, followed, force
+                experiment,
+                directory,
+                storage,
+                model,
+                store,
+                program,
+                console,
+                stop,
+                lock,
+                origin,
+                guard,
+                followed,
+                force,
             ).run()
 
 
@@ -128,7 +138,8 @@ class _Attempt:
     def __init__(
         self,
         experiment: Experiment,
-        directory: Path,
+        directory: Place,
+        storage: Storage,
         model: ModelConfig,
         store: Store,
         program: Program,
@@ -140,16 +151,15 @@ class _Attempt:
         followed: list[Entry] | None,
         force: bool,
     ) -> None:
-        self.experiment, self.directory, self.model, self.store = experiment, directory, model, store
+        self.experiment, self.model, self.store = experiment, model, store
+        self.directory, self.storage = directory, storage
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.origin, self.guard, self.followed, self.force = origin, guard, followed, force
         self.num_steps = experiment.data.num_steps
         self.phases = PhaseSteps(experiment, model, program)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
-        place = directory / CHECKPOINTS
-        self.checkpoints = Checkpoints(
-            place, LocalStorage(place), model, experiment.checkpoint, console.note, lock.check
-        )
+        place, flush = storage.below(CHECKPOINTS), lambda: self.records.sync()
+        self.checkpoints = Checkpoints(place, model, experiment.checkpoint, console.note, lock.check, flush)
         self.saved = 0
         self.decision: RolledBack | str = ""
 
@@ -162,9 +172,8 @@ class _Attempt:
         state, step = self.start.state, self.start.step
         config = resolved(self.experiment)
         if processes.is_first():
-            storage = LocalStorage(self.directory)
-            storage.write(CONFIG, dump(config).encode())
-            environment.record(storage, attempt, self.program.mesh)
+            self.storage.write(CONFIG, dump(config).encode())
+            environment.record(self.storage, attempt, self.program.mesh)
         self.records = Records(self.directory, attempt, self.experiment.log, config, self.console.note)
         self.stepping = Stepping(
             self.experiment,
@@ -173,7 +182,7 @@ class _Attempt:
             self.stop,
             self.console,
             self.records,
-            Profile(self.experiment.profile, self.directory),
+            Profile(self.experiment.profile, self.storage),
             self._heed,
         )
         self.batches = Batches(self.store, self.experiment.data, skipped=self.guard.ledger.skipped)
@@ -228,7 +237,9 @@ class _Attempt:
         self.console.note(f"{trouble}: {action}.")
         name = dossier.name(alarm, attempt)
         if processes.is_first():
-            dossier.write(self.directory, name, alarm, action, self.store, self.batches)
+            with suppress(OSError):  # where the records cannot be stored, neither can a dossier of them
+                self.records.sync()
+                dossier.write(self.directory, name, alarm, action, self.store, self.batches)
         facts = {"onset": alarm.onset, "flags": alarm.flags, "policy": kind(self.guard.policy), "action": action}
         self.records.event("spiked", step, **facts, dossier=name)
         return bool(self.decision)
@@ -266,7 +277,7 @@ class _Attempt:
 
     def _next_attempt(self) -> int:
         """A number above those of all events and checkpoints."""
-        events = read_events(self.directory) if (self.directory / "events.jsonl").exists() else []
+        events = read_events(self.directory) if EVENTS in self.storage.list(EVENTS) else []
         return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
 
     def _settle(self, step: int) -> None:
@@ -293,7 +304,6 @@ class _Attempt:
         return self.program.trained.attach(state.params, self.start.base)
 
     def _save(self, state: TrainState, step: int) -> None:
-        self.records.sync()
         with suppress(OSError):  # a full disk stops no training; the saving itself says so
             self.lock.check()
         extra = {**self.start.extra, "ledger": self.guard.ledger.as_json()}
@@ -341,7 +351,7 @@ class _Attempt:
         self._settle(step)
         self.records.event("finished", step, **{name: value for name, value in facts.items() if name != "set"})
         self.records.close()
-        report = self.directory / REPORT
+        report = f"{self.directory}/{REPORT}"
         if processes.is_first():
             write_report([self.directory], report)
         self.console.finish(facts | {"report": report, "unigram_entropy": self.store.manifest.unigram_entropy})
@@ -375,18 +385,19 @@ class _Attempt:
         }
 
 
-def _check_run(directory: Path, experiment: Experiment, force: bool) -> None:
+def _check_run(directory: Place, experiment: Experiment, force: bool) -> None:
     """Refuse to mix two experiments in one directory.
 
     Raises:
         ValueError: naming what differs.
     """
-    if directory.exists() and not directory.is_dir():
+    storage = open_storage(directory)
+    if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
         raise ValueError(f"run.directory = {str(directory)!r}: it is a file; name a directory")
-    if (directory / CONFIG).exists() and not force:
-        saved = Catalogue(LocalStorage(directory / CHECKPOINTS)).candidates()
-        step = max((entry.step for entry in saved), default=0)
-        refuse_changes(load(directory / CONFIG, presets=PRESETS), experiment, str(directory), step)
+    before = None if force else read_config(storage)
+    if before is not None:
+        saved = Catalogue(storage.below(CHECKPOINTS)).candidates()
+        refuse_changes(before, experiment, str(directory), max((entry.step for entry in saved), default=0))
 
 
 def _progress(console: Console) -> Any:

@@ -1,8 +1,7 @@
-"""What a run writes down: metrics.jsonl and events.jsonl, one JSON object a line, appended and never rewritten.
+"""What a run writes down: metrics.jsonl and events.jsonl, one JSON object a line, as `lines` writes them.
 
-A line is written by one system call, so a killed process leaves at most one unfinished line, the last. Opening the
-file again cuts that line off. Reading leaves it out with a warning in the log; any other line that is not a record
-stops the reader: nothing is skipped silently.
+An unfinished last line is left out by reading, with a warning in the log; any other line that is not a record stops the
+reader: nothing is skipped silently.
 
 JSON has no number for what a diverged run logs. Such numbers are written as the strings "NaN", "Infinity" and
 "-Infinity" (as protobuf's JSON mapping does), which every JSON parser accepts and Python's `float`, JavaScript's
@@ -42,15 +41,15 @@ step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `ste
 Every fact is optional to the readers.
 """
 
-import collections
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Any
+
+from jaxllm.storage import Place
+from jaxllm.train.lines import open_lines, read_parts
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
@@ -69,77 +68,15 @@ EVENT_NAMES = (
 )
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_BLOCK = 1 << 16
 
 _log = logging.getLogger(__name__)
-
-
-class JsonLines:
-    """A file that grows by one JSON object a line; made, with its directory, if absent, and repaired if torn.
-
-    A disk that is full stops nothing: lines wait in memory, the newest 65,536 of them, and follow when there is room.
-    """
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._waiting: collections.deque[bytes] = collections.deque(maxlen=_BLOCK)
-        self._failing = False
-        _cut_unfinished_line(self._descriptor)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record. Values: numbers, texts, lists and mappings of them, NumPy or JAX arrays."""
-        line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-        # A lone surrogate has no UTF-8; its backslash form happens to be JSON's own escape.
-        self._waiting.append(line.encode("utf-8", "backslashreplace"))
-        try:
-            while self._waiting:
-                self._append(self._waiting[0])
-                self._waiting.popleft()
-        except OSError as error:
-            if not self._failing:
-                _log.warning("%s: %s; what belongs there waits in memory", self._path, error.strerror)
-            self._failing = True
-        else:
-            if self._failing:
-                _log.warning("%s can be written again, and what waited is there", self._path)
-            self._failing = False
-
-    def _append(self, line: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
-        rest = line
-        try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            os.ftruncate(self._descriptor, size)  # no torn line in the middle
-            raise
-
-    def sync(self) -> None:
-        """Return when what was written would survive a loss of power, as far as the disk has room."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            _log.warning("%s: %s", self._path, error.strerror)
-
-    def close(self) -> None:
-        """Sync and close."""
-        self.sync()
-        os.close(self._descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class EventLog:
     """A run's events.jsonl."""
 
-    def __init__(self, directory: Path):
-        self._lines = JsonLines(directory / EVENTS)
+    def __init__(self, directory: Place):
+        self._lines = open_lines(directory, EVENTS, seconds=1.0)
 
     def write(self, event: str, *, attempt: int, step: int, **facts: Any) -> dict[str, Any]:
         """Append an event of EVENT_NAMES that happens now, and return it."""
@@ -148,12 +85,16 @@ class EventLog:
         self._lines.write(record)
         return record
 
+    def sync(self) -> None:
+        """See `Lines.sync`."""
+        self._lines.sync()
+
     def close(self) -> None:
         """Sync and close."""
         self._lines.close()
 
 
-def read_metrics(directory: Path, name: str = METRICS) -> list[dict[str, Any]]:
+def read_metrics(directory: Place, name: str = METRICS) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl (or another process's): the last attempt's record of each step, in their order.
 
     Raises:
@@ -165,7 +106,7 @@ def read_metrics(directory: Path, name: str = METRICS) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def read_events(directory: Path) -> list[dict[str, Any]]:
+def read_events(directory: Place) -> list[dict[str, Any]]:
     """Read a run's events.jsonl: every event of every attempt, in the order in which they happened.
 
     Raises:
@@ -206,17 +147,20 @@ def _obsolete_from(records: list[dict[str, Any]], attempts: Iterable[int] = ()) 
     }
 
 
-def _read(directory: Path, name: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    path = directory / name
-    if not path.is_file():
+def _read(directory: Place, name: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    records, found = [], False
+    for part, content in read_parts(directory, name):
+        found, path = True, f"{directory}/{part}"
+        *lines, unfinished = content.split(b"\n")
+        if unfinished:
+            _log.warning("%s ends in an unfinished line of %d bytes, which is left out", path, len(unfinished))
+        records += [_record(line, fields, path, number) for number, line in enumerate(lines, start=1)]
+    if not found:
         raise ValueError(f"{directory} holds no run: it has no {name}; name a run's directory such as runs/quickstart")
-    *lines, unfinished = path.read_bytes().split(b"\n")
-    if unfinished:
-        _log.warning("%s ends in an unfinished line of %d bytes, which is left out", path, len(unfinished))
-    return [_record(line, fields, path, number) for number, line in enumerate(lines, start=1)]
+    return records
 
 
-def _record(line: bytes, fields: tuple[str, ...], path: Path, number: int) -> dict[str, Any]:
+def _record(line: bytes, fields: tuple[str, ...], path: str, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -227,21 +171,6 @@ def _record(line: bytes, fields: tuple[str, ...], path: Path, number: int) -> di
     return floats(record) if b'"NaN"' in line or b'Infinity"' in line else record
 
 
-def plain(value: Any) -> Any:
-    """What JSON can hold of a value: numbers that are not finite become strings, arrays lists."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return plain(value.tolist())
-
-
 def floats(value: Any) -> Any:
     """A decoded JSON value with the numbers that JSON has no form for restored."""
     if isinstance(value, dict):
@@ -249,17 +178,3 @@ def floats(value: Any) -> Any:
     if isinstance(value, list):
         return [floats(item) for item in value]
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _cut_unfinished_line(descriptor: int) -> None:
-    """Truncate a file after its last newline."""
-    size = end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(descriptor, end)

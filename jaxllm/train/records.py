@@ -5,14 +5,15 @@ own metrics.N.jsonl as well, process 0 included.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxllm.config import LogConfig
+from jaxllm.storage import Place
+from jaxllm.train.lines import open_lines
 from jaxllm.train.loggers import Loggers
-from jaxllm.train.metrics import METRICS, EventLog, JsonLines
+from jaxllm.train.metrics import METRICS, EventLog
 
 
 class Records:
@@ -27,12 +28,12 @@ class Records:
     """
 
     def __init__(
-        self, directory: Path, attempt: int, config: LogConfig, tree: Mapping[str, Any], say: Callable[[str], None]
+        self, directory: Place, attempt: int, config: LogConfig, tree: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
         self.attempt = attempt
         first, process = jax.process_index() == 0, jax.process_index()
         names = [METRICS] * first + [f"metrics.{process}.jsonl"] * config.all_processes
-        self._metrics = [JsonLines(directory / name) for name in names]
+        self._metrics = [open_lines(directory, name) for name in names]
         self._events = EventLog(directory) if first else None
         self._loggers = Loggers(config.loggers if first else (), directory, str(tree["run"]["name"]), tree, say)
 
@@ -51,8 +52,12 @@ class Records:
         return record
 
     def sync(self) -> None:
-        """Return when all records would survive a loss of power."""
-        for lines in self._metrics:
+        """Return when all records would survive a loss of power. From any thread.
+
+        Raises:
+            OSError: an object store does not take them.
+        """
+        for lines in [*self._metrics, *([self._events] if self._events else [])]:
             lines.sync()
 
     def close(self) -> None:

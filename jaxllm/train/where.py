@@ -2,22 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxllm.config import load
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store, open_store
-from jaxllm.models import PRESETS
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Place, open_storage
 from jaxllm.train import digests
+from jaxllm.train.directory import CONFIG, read_config
 from jaxllm.train.guard.ledger import Ledger, read
 from jaxllm.train.metrics import METRICS, read_metrics
 
 
-def where(directory: Path, step: int) -> dict[str, Any]:
+def where(directory: Place, step: int) -> dict[str, Any]:
     """What a step's batch was made of.
 
     Args:
@@ -32,15 +30,17 @@ def where(directory: Path, step: int) -> dict[str, Any]:
     Raises:
         ValueError: the directory holds no run, or the run has no such step.
     """
-    config = directory / "config.toml"
-    if not config.exists():
-        raise ValueError(f"{directory} holds no run: it has no config.toml; name a directory such as runs/quickstart")
-    data = load(config, presets=PRESETS).data
-    records = {record["step"]: record for record in read_metrics(directory)} if (directory / METRICS).exists() else {}
+    storage = open_storage(directory)
+    experiment = read_config(storage)
+    if experiment is None:
+        raise ValueError(f"{directory} holds no run: it has no {CONFIG}; name a directory such as runs/quickstart")
+    data = experiment.data
+    recorded = read_metrics(directory) if METRICS in storage.list(METRICS) else []
+    records = {record["step"]: record for record in recorded}
     if not 1 <= step <= data.num_steps:
         raise ValueError(f"step {step}: the run has steps 1 to {data.num_steps}")
     store = open_store(data)
-    batches = Batches(store, data, skipped=Ledger(read(LocalStorage(directory))).skipped)
+    batches = Batches(store, data, skipped=Ledger(read(storage)).skipped)
     record = records.get(step)
     cursor = int(record["data_cursor"]) if record else batches.cursor(step - 1)
     batch = batches.batch(cursor)

@@ -14,9 +14,10 @@ from jaxllm.config import Experiment, MeshConfig, ModelConfig, RulesConfig, Tune
 from jaxllm.layers.param import Recipe, Tree, tree_map
 from jaxllm.models.decoder import Decoder
 from jaxllm.sharding import make_mesh, make_rules
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Place, Storage, open_storage
 from jaxllm.train.catalogue import Meta
 from jaxllm.train.checkpoints import Checkpoints
+from jaxllm.train.directory import CHECKPOINTS, CONFIG
 from jaxllm.train.guard.rules import forget
 from jaxllm.train.initial import INIT_FROM, Origin, find_origin
 from jaxllm.train.loss_scale import LossScale
@@ -24,7 +25,7 @@ from jaxllm.train.state import Trained, TrainState
 from jaxllm.tune.lora import adapters, merged
 
 
-def merge(run: Path, out: Path, say: Callable[[str], None] = print) -> Meta:
+def merge(run: Place, out: Place, say: Callable[[str], None] = print) -> Meta:
     """Write a run's newest adapters, folded into its base, as a run whose parameters `run.init_from` can name.
 
     Uses as many devices as divide the model's width. The new run has no optimizer state: it starts others, and cannot
@@ -42,13 +43,14 @@ def merge(run: Path, out: Path, say: Callable[[str], None] = print) -> Meta:
         ValueError: the run has no adapters, its base is gone, or `out` holds something.
         OSError: the merged parameters could not be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    storage = open_storage(out)
+    if Path(out).is_file() or storage.list():
         raise ValueError(f"{out} is not empty; name a new directory")
     tuned = find_origin(str(run), run, say)
     lora, experiment = tuned.experiment.tune.lora, tuned.experiment
     if lora is None:
         raise ValueError(f"{run}: it trains all parameters, so there is nothing to merge; name a run with tune.lora")
-    base = find_origin(f"{run}: run.init_from = {experiment.run.init_from!r}", Path(experiment.run.init_from), say)
+    base = find_origin(f"{run}: run.init_from = {experiment.run.init_from!r}", experiment.run.init_from, say)
     model = base.model
     num_devices = math.gcd(jax.device_count(), model.d_model)
     mesh = make_mesh(MeshConfig(fsdp=num_devices), jax.devices()[:num_devices])
@@ -59,7 +61,7 @@ def merge(run: Path, out: Path, say: Callable[[str], None] = print) -> Meta:
         params, meta = _adapters(tuned, decoder, mesh, trained)
         whole = trained.attach(params, base.read_again(decoder, mesh, dtype, meta.extra[INIT_FROM]))
         state = jax.jit(lambda given: _state(merged(given, decoder), meta))(whole)
-        _write(out, _plain(experiment, model, dtype, out), state, meta, say)
+        _write(storage, _plain(experiment, model, dtype, str(out)), state, meta, say)
     return meta
 
 
@@ -88,25 +90,24 @@ def _state(params: Tree, meta: Meta) -> TrainState:
     )
 
 
-def _plain(experiment: Experiment, model: ModelConfig, dtype: str, out: Path) -> Experiment:
+def _plain(experiment: Experiment, model: ModelConfig, dtype: str, out: str) -> Experiment:
     """The experiment of a run without adapters."""
     replace, train = msgspec.structs.replace, experiment.train
     return replace(
         experiment,
-        run=replace(experiment.run, name=out.resolve().name, directory=str(out), init_from=""),
+        run=replace(experiment.run, name=Path(out).resolve().name, directory=out, init_from=""),
         model=model,
         train=replace(train, precision=replace(train.precision, parameters=dtype)),
         tune=TuneConfig(),
     )
 
 
-def _write(out: Path, experiment: Experiment, state: TrainState, meta: Meta, say: Callable[[str], None]) -> None:
-    place = out / "checkpoints"
-    checkpoints = Checkpoints(place, LocalStorage(place), experiment.model, experiment.checkpoint, say)
+def _write(out: Storage, experiment: Experiment, state: TrainState, meta: Meta, say: Callable[[str], None]) -> None:
+    checkpoints = Checkpoints(out.below(CHECKPOINTS), experiment.model, experiment.checkpoint, say)
     extra = {name: value for name, value in meta.extra.items() if name != INIT_FROM}
     checkpoints.save(state, meta.step, 0, meta.data_cursor, extra)
     checkpoints.wait()
     for outcome in checkpoints.poll():
         if outcome.error:
             raise OSError(errno.EIO, outcome.error, str(out))
-    LocalStorage(out).write("config.toml", dump(resolved(experiment)).encode())
+    out.write(CONFIG, dump(resolved(experiment)).encode())

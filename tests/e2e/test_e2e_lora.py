@@ -35,7 +35,7 @@ def save_base(home: pathlib.Path, seed: int) -> pathlib.Path:
     params = jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(ONE, jax.P())), tiny.make_params(model, seed))
     state = dataclasses.replace(make_state(8), params=params, optimizer={})
     place = home / "runs/base/checkpoints"
-    checkpoints = Checkpoints(place, LocalStorage(place), model, experiment.checkpoint)
+    checkpoints = Checkpoints(LocalStorage(place), model, experiment.checkpoint)
     tokenizer = open_store(experiment.data).manifest.tokenizer.sha256
     with jax.set_mesh(ONE):
         checkpoints.save(state, 8, seed, 64, {"tokenizer": tokenizer})

@@ -75,7 +75,7 @@ class Case:
 
     def open(self, model: ModelConfig = MODEL) -> Checkpoints:
         """Another process's view."""
-        return Checkpoints(self.path, LocalStorage(self.path), model, self.config, self.said.append)
+        return Checkpoints(LocalStorage(self.path), model, self.config, self.said.append)
 
     def save(self, seed: int, attempt: int = 0) -> None:
         self.checkpoints.save(make_state(seed), seed, attempt, data_cursor=8 * seed, extra={"loss": 1.5})

@@ -101,12 +101,12 @@ def test_a_real_state_changes_its_mesh(tmp_path, turn):
             lambda x: jax.device_put(random.integers(0, 100, x.shape).astype(x.dtype), x.sharding),
             first.abstract_state(),
         )
-        writer = Checkpoints(tmp_path, storage, model, config)
+        writer = Checkpoints(storage, model, config)
         writer.save(state, 1, 0, 0)
         writer.wait()
     with jax.set_mesh(second.mesh):
         wanted = second.abstract_state()
-        restored = Checkpoints(tmp_path, storage, model, config).restore(wanted)
+        restored = Checkpoints(storage, model, config).restore(wanted)
     assert restored is not None
     assert bits(restored[0]) == bits(state)
     assert jax.tree.map(lambda x: x.sharding, restored[0]) == jax.tree.map(lambda x: x.sharding, wanted)

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from jaxllm.config import LogConfig
-from jaxllm.train.loggers import Loggers, check_installed
+from jaxllm.train.loggers import Loggers, check_loggers
 
 RECORD = {
     "attempt": 0,
@@ -77,11 +77,11 @@ def test_a_missing_package_is_one_sentence(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     sentence = rf"log\.loggers: {name} is not installed; uv sync --extra loggers \(or pip install 'jaxllm\[loggers\]'\)"
     with pytest.raises(ValueError, match=sentence):
-        check_installed([name])
+        check_loggers([name], "runs/a")
 
 
 def test_a_present_package_is_fine(wandb):
-    check_installed(["wandb"])
+    check_loggers(["wandb"], "runs/a")
 
 
 def test_without_services_nothing_is_written(tmp_path):

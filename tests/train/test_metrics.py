@@ -11,7 +11,8 @@ import struct
 import numpy as np
 import pytest
 
-from jaxllm.train.metrics import EVENTS, METRICS, EventLog, JsonLines, evaluations, read_events, read_metrics
+from jaxllm.train.lines import JsonLines
+from jaxllm.train.metrics import EVENTS, METRICS, EventLog, evaluations, read_events, read_metrics
 
 
 def write_metrics(directory, *attempts_and_steps):

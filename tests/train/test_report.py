@@ -12,7 +12,8 @@ import xml.etree.ElementTree
 import pytest
 
 from jaxllm.train import figures
-from jaxllm.train.metrics import METRICS, EventLog, JsonLines
+from jaxllm.train.lines import JsonLines
+from jaxllm.train.metrics import METRICS, EventLog
 from jaxllm.train.report import write_loss_picture, write_report
 from jaxllm.train.report.chart import Chart, Curve, Mark, draw, tick_label
 from jaxllm.train.report.charts import loss_top

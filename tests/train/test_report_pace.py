@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from jaxllm.train.metrics import METRICS, EventLog, JsonLines
+from jaxllm.train.lines import JsonLines
+from jaxllm.train.metrics import METRICS, EventLog
 from jaxllm.train.report import write_report
 from jaxllm.train.report.charts import build
 from jaxllm.train.report.pace import slow_steps

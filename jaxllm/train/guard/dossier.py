@@ -10,14 +10,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Place, open_storage
 from jaxllm.train.guard.host import Alarm
-from jaxllm.train.metrics import plain, read_metrics
+from jaxllm.train.lines import plain
+from jaxllm.train.metrics import read_metrics
 from jaxllm.train.where import describe
 
 NUM_SAMPLES = 8
@@ -37,11 +37,11 @@ def name(alarm: Alarm, attempt: int) -> str:
     return f"spikes/step-{alarm.step:08d}.attempt-{attempt:04d}.json"
 
 
-def write(directory: Path, name: str, alarm: Alarm, action: str, store: Store, batches: Batches) -> None:
+def write(directory: Place, name: str, alarm: Alarm, action: str, store: Store, batches: Batches) -> None:
     """Write what is known of a spike into the run's directory; a full disk is no error."""
     found = dossier(alarm, read_metrics(directory), store, batches, action)
     with suppress(OSError):
-        LocalStorage(directory).write(name, json.dumps(plain(found), ensure_ascii=False, indent=1).encode())
+        open_storage(directory).write(name, json.dumps(plain(found), ensure_ascii=False, indent=1).encode())
 
 
 def dossier(

@@ -8,11 +8,13 @@ import base64
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxllm.storage import Place, is_url, open_storage
 from jaxllm.train import figures
 from jaxllm.train.report.chart import draw, read_out
 from jaxllm.train.report.charts import build
@@ -22,7 +24,7 @@ from jaxllm.train.report.runs import Run, load_runs
 _MAX_LISTED_EVENTS = 500
 
 
-def write_report(directories: list[Path], out: Path) -> None:
+def write_report(directories: Sequence[Place], out: Place) -> None:
     """Write one HTML file that shows a run, or several laid over each other. It needs no other file and no network.
 
     Args:
@@ -32,10 +34,15 @@ def write_report(directories: list[Path], out: Path) -> None:
     Raises:
         ValueError: a directory holds no run, a run without a step, or a broken file.
     """
-    runs = load_runs(directories)
-    out.parent.mkdir(parents=True, exist_ok=True)
     # Text may hold lone surrogates, which UTF-8 does not.
-    out.write_text(_page(runs), encoding="utf-8", errors="replace")
+    page = _page(load_runs(directories)).encode(errors="replace")
+    if is_url(out):
+        directory, _, name = str(out).rpartition("/")
+        open_storage(directory).write(name, page)
+        return
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
 
 
 def _page(runs: list[Run]) -> str:

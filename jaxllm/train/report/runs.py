@@ -4,9 +4,10 @@ import dataclasses
 import json
 import math
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from jaxllm.storage import Place, Storage, open_storage
 from jaxllm.train.metrics import METRICS, evaluations, read_events, read_metrics
 from jaxllm.train.report.series import Points
 
@@ -70,7 +71,7 @@ class Run:
         return statistics.median(values) if values else None
 
 
-def load_runs(directories: list[Path]) -> list[Run]:
+def load_runs(directories: Sequence[Place]) -> list[Run]:
     """Read the runs, named so that they can be told apart.
 
     Raises:
@@ -84,22 +85,22 @@ def load_runs(directories: list[Path]) -> list[Run]:
     ]
 
 
-def _load(directory: Path) -> Run:
+def _load(directory: Place) -> Run:
     records, events = read_metrics(directory), read_events(directory)
     if not records:
-        raise ValueError(f"{directory / METRICS} has no step yet; make the report once a step is logged")
+        raise ValueError(f"{directory}/{METRICS} has no step yet; make the report once a step is logged")
     facts = next((event for event in reversed(events) if event["event"] in ("started", "resumed")), {})
     ends = [event for event in events if event["event"] in ("started", "resumed", "finished")]
-    config = directory / "config.toml"
+    storage = open_storage(directory)
     return Run(
-        name=str(facts.get("name") or directory.resolve().name),
+        name=str(facts.get("name") or str(storage).rpartition("/")[2]),
         records=[_with_data_share(record) for record in records],
         events=events,
         evaluations=evaluations(records, events),
         facts=facts,
         result=ends[-1] if ends and ends[-1]["event"] == "finished" else {},
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-        environment=_environment(directory / "environment.json"),
+        config=(_content(storage, "config.toml") or b"").decode(errors="replace"),
+        environment=_environment(storage),
     )
 
 
@@ -108,11 +109,19 @@ def _with_data_share(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"data_share": min(waited / seconds, 1.0)} if seconds and waited is not None else record
 
 
-def _environment(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _environment(storage: Storage) -> dict[str, Any]:
+    content = _content(storage, "environment.json")
+    if content is None:
         return {}
     try:
-        entries = json.loads(path.read_bytes())
+        entries = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); mend or remove the file") from error
+        raise ValueError(f"{storage}/environment.json: not JSON ({error}); mend or remove the file") from error
     return entries[-1]
+
+
+def _content(storage: Storage, name: str) -> bytes | None:
+    try:
+        return storage.read(name)
+    except FileNotFoundError:
+        return None

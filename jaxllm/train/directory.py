@@ -1,0 +1,22 @@
+"""The names in a run's directory, and its config read back."""
+
+from jaxllm.config import Experiment, load, read_toml
+from jaxllm.models import PRESETS
+from jaxllm.storage import Storage
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.toml"
+REPORT = "report.html"
+
+
+def read_config(run: Storage) -> Experiment | None:
+    """The experiment that a run was last asked for; None where no run is.
+
+    Raises:
+        ValueError: config.toml holds no experiment.
+    """
+    try:
+        content = run.read(CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return load(read_toml(content, f"{run}/{CONFIG}"), presets=PRESETS)
