@@ -1,11 +1,13 @@
 """The five operations, alike on a directory and on an object store."""
 
+import pathlib
+import sys
 import threading
 
 import pytest
 
-from jaxllm.storage import LocalStorage, Storage
-from tests.fakes import object_storage
+from jaxllm.storage import LocalStorage, ObjectStorage, Storage, objects, open_storage
+from tests.fakes import make_bucket, object_storage
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -76,6 +78,17 @@ def test_remove_forgets_and_may_be_repeated(storage: Storage):
         storage.read("a/b/c")
 
 
+def test_below_is_a_storage_of_its_own(storage: Storage):
+    storage.write("a/b/c", b"x")
+    below = storage.below("a")
+    assert str(below) == f"{storage}/a"
+    assert below.list() == below.list("b/") == ["b/c"]
+    below.below("b").write("d", b"y")
+    assert storage.list() == ["a/b/c", "a/b/d"]
+    with pytest.raises(ValueError, match="use a relative path"):
+        storage.below("../b")
+
+
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../a", "a/../../b", "a/./b", "a//b", "a/", "..", "a\\b", "a\0b"])
 def test_names_that_lead_outside_are_refused(storage: Storage, name: str):
     for operation in (storage.read, storage.remove):
@@ -113,8 +126,7 @@ def test_links_out_of_the_root_are_refused(tmp_path):
     assert (outside / "secret").read_text() == "secret"
 
 
-def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
-    storage = LocalStorage(tmp_path)
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(storage: Storage):
     storage.write("a/b", b"old")
 
     def failing():
@@ -124,7 +136,9 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
     with pytest.raises(RuntimeError):
         storage.write("a/b", failing())
     assert storage.read("a/b") == b"old"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert storage.list() == ["a/b"]
+    if isinstance(storage, LocalStorage):
+        assert [path.name for path in (storage.root / "a").iterdir()] == ["b"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path):
@@ -170,3 +184,103 @@ def test_removing_takes_empty_directories_along(tmp_path):
     storage.remove("a/d")
     assert (tmp_path / "root").exists()
     assert not (tmp_path / "root/a").exists()
+
+
+# Places
+
+
+def test_a_path_is_a_directory_and_a_url_a_bucket(tmp_path, monkeypatch):
+    make_bucket(monkeypatch)
+    local = open_storage(tmp_path / "runs")
+    assert isinstance(local, LocalStorage) and str(local) == f"{tmp_path}/runs"
+    for url in ("gs://bucket/runs/a", "gs://bucket/runs/a/"):
+        open_storage(url).write("x", url.encode())
+        assert str(open_storage(url)) == "gs://bucket/runs/a"
+    assert open_storage("gs://bucket").list() == ["runs/a/x"]
+    assert open_storage("gs://bucket/runs").read("a/x") == b"gs://bucket/runs/a/"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("ftp://bucket/runs", ["run.directory = 'ftp://bucket/runs'", "gs://BUCKET/PREFIX", "s3://", "az://"]),
+        ("s3://", ["run.directory = 's3://'", "s3://BUCKET/PREFIX"]),
+        ("s3://bucket/a/../b", ["relative path"]),
+        (pathlib.Path("gs://bucket/runs"), ["run.directory = 'gs:/bucket/runs'", "two slashes"]),
+        ("s3://key:secret@bucket/runs", ["run.directory = 's3://...'", "from the environment"]),
+        ("az://container/runs?sig=secret", ["run.directory = 'az://...'", "from the environment"]),
+    ],
+)
+def test_a_wrong_url_gets_one_sentence_without_its_secrets(place, words):
+    with pytest.raises(ValueError) as error:
+        open_storage(place, "run.directory")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ValueError, match=r"run.init_from = 'gs://other/a': obstore is not .*--extra object-store"):
+        open_storage("gs://other/a", "run.init_from")
+
+
+def test_a_bucket_that_cannot_be_listed_is_refused(monkeypatch):
+    def refuse(scheme: str, bucket: str) -> None:
+        raise OSError(5, "Error performing GET https://storage.example/other - 404 Not Found (NoSuchBucket)")
+
+    monkeypatch.setattr(objects, "connect", refuse)
+    with pytest.raises(
+        ValueError, match=r"run.directory = 's3://other/a': S3 gives no list of it \(.*NoSuchBucket.*AWS_"
+    ):
+        open_storage("s3://other/a", "run.directory")
+
+
+def test_no_account_is_refused_before_any_request(monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(
+        ValueError, match=r"Azure gives no list of it \(Account must be specified\).*AZURE_STORAGE_ACCOUNT"
+    ):
+        open_storage("az://container/a")
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (
+            "Generic S3 error: Error performing list request: Error performing GET http://here/b?sig=secret&a=1 "
+            "in 6.1ms - Server returned non-2xx status code: 404 Not Found: <?xml version='1.0'?>\n<Error>\n"
+            "<Code>NoSuchBucket</Code></Error>\n\nDebug source:\nGeneric {}",
+            "Error performing GET http://here/b - 404 Not Found (NoSuchBucket)",
+        ),
+        (
+            "Generic GCS error: Error performing token request: Error performing GET http://169.254.169.254/x in 1.2ms",
+            "no credentials were found, neither in the environment nor by asking the machine for its own",
+        ),
+        ("", ""),
+    ],
+)
+def test_what_a_store_says_becomes_one_line_without_secrets(said, wanted):
+    assert objects.reason(RuntimeError(said)) == wanted
+
+
+def test_a_store_s_error_is_an_os_error_that_names_the_object(monkeypatch):
+    import obstore
+
+    def refuse(*_: object, **__: object) -> None:
+        raise obstore.exceptions.PermissionDeniedError("Generic S3 error: not allowed\n\nDebug source: ...")
+
+    storage = object_storage()
+    storage.write("a", b"x")
+    for operation in ("get", "put", "list", "delete"):
+        monkeypatch.setattr(obstore, operation, refuse)
+    for attempt in (
+        lambda: storage.read("a"),
+        lambda: storage.write("a", b""),
+        lambda: storage.create("a", b""),
+        lambda: storage.list("a"),
+        lambda: storage.remove("a"),
+    ):
+        with pytest.raises(OSError) as error:
+            attempt()
+        assert (error.value.strerror, error.value.filename) == ("not allowed", "memory://bucket/a")
+    assert isinstance(storage, ObjectStorage)

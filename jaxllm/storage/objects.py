@@ -105,6 +105,8 @@ class ObjectStorage:
 
         try:
             yield
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "nothing is stored there", f"{self._place}/{name}") from None
         except obstore.exceptions.BaseError as error:
             raise OSError(errno.EIO, reason(error), f"{self._place}/{name}") from None
 
@@ -181,7 +183,7 @@ def connect(scheme: str, bucket: str) -> Any:
     """
     import obstore
 
-    options: Any = {"timeout": datetime.timedelta(minutes=5)}  # of one request, such as a part of a large content
+    options: Any = {"timeout": datetime.timedelta(minutes=2)}  # of one request, such as a part of a large content
     if scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["allow_http"] = True
 

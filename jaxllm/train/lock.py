@@ -194,7 +194,10 @@ class Lock:
         """Try to create a token's file, and hold the lock from then on."""
         mine = _myself(self._lease)
         if not self._storage.create(_name(token), msgspec.json.encode(mine)):
-            return False
+            # An object store that was asked twice, the first answer being lost, finds what is ours.
+            holder = self._newest()[2]
+            if holder is None or holder.key != mine.key:
+                return False
         if max(self._tokens(), default=0) != token:
             # While we came, others took a newer number, and removed the one that was free to us.
             self._storage.remove(_name(token))

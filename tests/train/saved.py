@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxllm.config import AttentionConfig, CheckpointConfig, MLPConfig, ModelConfig, RulesConfig
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import LocalStorage, Storage
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.guard.rules import forget
 from jaxllm.train.loss_scale import LossScale
@@ -66,16 +66,18 @@ def bits(tree) -> list[bytes]:
 
 
 class Case:
-    """A directory of checkpoints and what was said about them."""
+    """A directory of checkpoints, or a storage of them, and what was said about them."""
 
-    def __init__(self, path: Path, **config: int) -> None:
-        self.path, self.said = path, []
+    def __init__(self, place: Path | Storage, **config: int) -> None:
+        self.path = place if isinstance(place, Path) else Path()
+        self.storage = LocalStorage(place) if isinstance(place, Path) else place
+        self.said = []
         self.config = CheckpointConfig(**config)
         self.checkpoints = self.open()
 
     def open(self, model: ModelConfig = MODEL) -> Checkpoints:
         """Another process's view."""
-        return Checkpoints(LocalStorage(self.path), model, self.config, self.said.append)
+        return Checkpoints(self.storage, model, self.config, self.said.append)
 
     def save(self, seed: int, attempt: int = 0) -> None:
         self.checkpoints.save(make_state(seed), seed, attempt, data_cursor=8 * seed, extra={"loss": 1.5})

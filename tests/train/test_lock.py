@@ -332,3 +332,11 @@ def test_a_killed_run_starts_again_at_once(tmp_path, children):
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     with Lock(LocalStorage(tmp_path), WHAT) as lock:
         assert lock.token == 2
+
+
+def test_a_store_that_was_asked_twice_gives_the_lock_all_the_same(storage, monkeypatch):
+    """Its first answer was lost on the way, and the second one says that the name is taken."""
+    create = type(storage).create
+    monkeypatch.setattr(type(storage), "create", lambda *arguments: create(*arguments) and False)
+    with Lock(storage, WHAT) as lock:
+        assert lock.token == 1
