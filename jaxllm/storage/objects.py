@@ -210,6 +210,7 @@ def reason(error: Exception) -> str:
         r"Error performing \w+ request: ",
         r"in [\d.]+.?s",
         r"Server returned \S+ status code:",
+        r", after \d+ retries, max_retries: \d+, retry_timeout: \w+",
     ):
         line = re.sub(noise, "", line)
     code = re.search(r"<Code>(\w+)</Code>", text)

@@ -12,6 +12,7 @@ reads back and digests what it wrote itself, and the sum over the processes is c
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -48,8 +49,8 @@ _CUT = re.compile(r"(?P<name>[^\[]+)(?:\[(?P<slices>[\d:,]+)\])?")
 _FIRST = 1 << 16
 """Bytes read of a file at first: most headers are shorter."""
 
-_BLOCK = 64 << 20
-"""Bytes of a piece that are read at once, where it has rows."""
+_BLOCK = 16 << 20
+"""Bytes that are read back at once, where a piece has rows."""
 
 _AT_ONCE = 16
 """Requests under way at a time."""
@@ -72,10 +73,18 @@ class _Piece:
     def rows(self, storage: Storage, first: int, last: int) -> np.ndarray:
         """Read rows first..last - 1, counted in the piece; all of a piece without dims."""
         start, num_bytes = self.offset + first * self.row_bytes, (last - first) * self.row_bytes
-        content = storage.read(self.file, start, num_bytes)
-        if len(content) != num_bytes:
+        return self.values(storage.read(self.file, start, num_bytes), first, last)
+
+    def values(self, content: bytes | memoryview, first: int, last: int) -> np.ndarray:
+        """What the bytes of rows first..last - 1 mean."""
+        if len(content) != (last - first) * self.row_bytes:
             raise ValueError(f"{self.file} ends within an array")
         return np.frombuffer(content, self.dtype).reshape((last - first, *self.shape[1:]) if self.shape else ())
+
+    def digest(self, content: memoryview, first: int, last: int) -> np.ndarray:
+        """What the bytes of rows first..last - 1 add to the array's digest: uint32[2]."""
+        starts = (self.starts[0] + first, *self.starts[1:]) if self.shape else ()
+        return host_digest(self.values(content, first, last), starts)
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """The piece's rows in blocks that are not too large."""
@@ -128,18 +137,29 @@ def write(storage: Storage, directory: str, arrays: dict[str, jax.Array]) -> dic
 
 def _digests(storage: Storage, file: str) -> dict[str, np.ndarray]:
     """Digests of what lies in a file, by the names of the arrays that its pieces are of."""
+    found = {}
+    spans, size = [[]], 0  # neighbours in the file, to be read by one request
+    for name, piece in _header(storage, file):
+        found[name] = np.zeros(2, np.uint32)
+        for first, last in piece.blocks():
+            num_bytes = (last - first) * piece.row_bytes
+            if size + num_bytes > _BLOCK and spans[-1]:
+                spans, size = [*spans, []], 0
+            spans[-1].append((name, piece, first, last))
+            size += num_bytes
 
-    def digest(task: tuple[_Piece, int, int]) -> np.ndarray:
-        piece, first, last = task
-        starts = (piece.starts[0] + first, *piece.starts[1:]) if piece.shape else ()
-        return host_digest(piece.rows(storage, first, last), starts)
+    def digest(span: list[tuple[str, _Piece, int, int]]) -> list[tuple[str, np.ndarray]]:
+        starts = [piece.offset + first * piece.row_bytes for _, piece, first, _ in span]
+        ends = [piece.offset + last * piece.row_bytes for _, piece, _, last in span]
+        content = memoryview(storage.read(file, starts[0], ends[-1] - starts[0]))
+        return [
+            (name, piece.digest(content[start - starts[0] : end - starts[0]], first, last))
+            for (name, piece, first, last), start, end in zip(span, starts, ends, strict=True)
+        ]
 
-    pieces = _header(storage, file)
-    tasks = [(name, (piece, *block)) for name, piece in pieces for block in piece.blocks()]
-    found = {name: np.zeros(2, np.uint32) for name, _ in pieces}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for (name, _), part in zip(tasks, pool.map(digest, [task for _, task in tasks]), strict=True):
-            found[name] += part
+        for name, part in itertools.chain.from_iterable(pool.map(digest, [span for span in spans if span])):
+            found[name] = found[name] + part
     return found
 
 

@@ -49,17 +49,23 @@ def test_boxes_cut_across_pieces(spec):
         np.testing.assert_array_equal(found, np.stack([value, value + 1]))
 
 
-def test_large_pieces_are_read_back_in_blocks(monkeypatch):
+def test_what_was_written_is_read_back_in_few_requests_of_a_bounded_size(monkeypatch):
     monkeypatch.setattr(pieces, "_BLOCK", 100)
     monkeypatch.setattr(pieces, "_FIRST", 64)
     sizes, read = [], ObjectStorage.read
     monkeypatch.setattr(
         ObjectStorage, "read", lambda self, name, start, size: sizes.append(size) or read(self, name, start, size)
     )
-    array = jax.device_put(np.arange(96, dtype=np.float32).reshape(12, 8), NamedSharding(ONE, PartitionSpec()))
-    (found,) = pieces.write(object_storage(), "x", {"a": array}).values()
-    np.testing.assert_array_equal(found, pieces.host_digest(np.asarray(array)))
-    assert sizes[-4:] == [96] * 4
+    laid = NamedSharding(ONE, PartitionSpec())
+    arrays = {
+        str(size): jax.device_put(np.arange(8 * size, dtype=np.float32).reshape(size, 8), laid) for size in (2, 9)
+    }
+    arrays |= {name: jax.device_put(np.float32(ord(name)), laid) for name in "abc"}
+    wanted = {name: pieces.host_digest(np.asarray(array)) for name, array in arrays.items()}
+    found = pieces.write(object_storage(), "x", arrays)
+    assert {name: part.tolist() for name, part in found.items()} == {name: one.tolist() for name, one in wanted.items()}
+    # behind the header: two rows; nine by threes, the last with one of the three numbers; the two others
+    assert sorted(sizes[2:]) == [8, 64, 96, 96, 100]
 
 
 def test_a_file_of_whole_arrays_is_an_ordinary_safetensors_file(case: Case):
