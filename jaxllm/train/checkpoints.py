@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Checkpoints:
         self._fence, self._flush = fence, flush
         self.catalogue = Catalogue(storage)
         self._thread: threading.Thread | None = None
+        self._clean: tuple[int, int, int] | None = None
         self._outcomes: list[Outcome] = []
 
     def save(
@@ -130,6 +131,10 @@ class Checkpoints:
         )
         self._thread = threading.Thread(target=self._finish, args=(copy, meta, began), name="checkpoint", daemon=True)
         self._thread.start()
+
+    def mark_good(self, step: int, attempt: int, through: int) -> None:
+        """Have the next save do first what `Catalogue.mark_good` does; where that fails, a later one does it."""
+        self._clean = step, attempt, through
 
     def poll(self) -> list[Outcome]:
         """What became of the saves that ended since the last call, without waiting."""
@@ -178,6 +183,9 @@ class Checkpoints:
         """Write, verify and commit a copy; whatever happens, leave an outcome."""
         error, share = "", _Share()
         try:
+            with suppress(OSError):  # a mark is worth no checkpoint
+                if self._clean:
+                    self.catalogue.mark_good(*self._clean)
             share = self._write(copy, meta)
             self._flush()
         except Exception as failure:  # of any type: orbax, TensorStore and the file system have many

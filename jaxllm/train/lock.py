@@ -100,6 +100,7 @@ class Lock:
         self._storage, self._what, self._lease = storage, what, lease_seconds
         self._mine: Holder | None = None
         self._token = 0
+        self._lost = False
         # Held while the file is read and rewritten, so that a beat never undoes a release.
         self._turn = threading.Lock()
         self._stop = threading.Event()
@@ -108,6 +109,11 @@ class Lock:
     def token(self) -> int:
         """The number of this process's acquisition, above those of all before; 0 while it does not hold the lock."""
         return self._token
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process was seen to hold the lock: known after a quarter of a lease, and after `check`."""
+        return self._lost
 
     def acquire(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Take the lock, after a lease at the most.
@@ -153,6 +159,7 @@ class Lock:
         with self._turn:
             if not self._mine or self._renew():
                 return
+            self._lost = True
         raise LockLost(
             f"{self._what}: {_held(self._newest()[2])}; this process was silent for a whole lease, or its lock file "
             "was removed, so it saves nothing more"
@@ -213,7 +220,10 @@ class Lock:
         """Show signs of life until the lock is released or lost."""
         while not stop.wait(self._lease / _BEATS_PER_LEASE):
             with self._turn, contextlib.suppress(Exception):  # storages recover
-                if stop.is_set() or not self._renew():
+                if stop.is_set():
+                    return
+                self._lost = not self._renew()
+                if self._lost:
                     return
 
     def _renew(self) -> bool:

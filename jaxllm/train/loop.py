@@ -7,7 +7,7 @@ processes -> lock -> store -> mesh -> program -> state (restored or made) -> ste
 
 import dataclasses
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxllm.data.store import Store, open_store
 from jaxllm.layers.param import Tree
 from jaxllm.roofline.transformer import parameters
 from jaxllm.sharding import STAGES
-from jaxllm.storage import LocalStorage, Place, Storage, is_url, open_storage
+from jaxllm.storage import LocalStorage, Place, is_url, open_storage
 from jaxllm.train import environment, processes
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
 from jaxllm.train.catalogue import Catalogue
@@ -116,19 +116,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
             return _Attempt(
-                experiment,
-                directory,
-                storage,
-                model,
-                store,
-                program,
-                console,
-                stop,
-                lock,
-                origin,
-                guard,
-                followed,
-                force,
+                experiment, directory, model, store, program, console, stop, lock, origin, guard, followed, force
             ).run()
 
 
@@ -139,7 +127,6 @@ class _Attempt:
         self,
         experiment: Experiment,
         directory: Place,
-        storage: Storage,
         model: ModelConfig,
         store: Store,
         program: Program,
@@ -152,13 +139,13 @@ class _Attempt:
         force: bool,
     ) -> None:
         self.experiment, self.model, self.store = experiment, model, store
-        self.directory, self.storage = directory, storage
+        self.directory, self.storage = directory, open_storage(directory)
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.origin, self.guard, self.followed, self.force = origin, guard, followed, force
         self.num_steps = experiment.data.num_steps
         self.phases = PhaseSteps(experiment, model, program)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
-        place, flush = storage.below(CHECKPOINTS), lambda: self.records.sync()
+        place, flush = self.storage.below(CHECKPOINTS), lambda: self.records.sync()
         self.checkpoints = Checkpoints(place, model, experiment.checkpoint, console.note, lock.check, flush)
         self.saved = 0
         self.decision: RolledBack | str = ""
@@ -288,8 +275,7 @@ class _Attempt:
                 self.records.event("saved", outcome.step, seconds=outcome.seconds, bytes=outcome.bytes)
         after = self.experiment.checkpoint.good_after
         if processes.is_first() and self.guard.clean >= after and due(step, self.experiment.checkpoint.interval):
-            with suppress(OSError):  # a full disk stops no training; the next interval tries again
-                self.checkpoints.catalogue.mark_good(step, self.records.attempt, step - after)
+            self.checkpoints.mark_good(step, self.records.attempt, step - after)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
@@ -304,7 +290,7 @@ class _Attempt:
         return self.program.trained.attach(state.params, self.start.base)
 
     def _save(self, state: TrainState, step: int) -> None:
-        with suppress(OSError):  # a full disk stops no training; the saving itself says so
+        if self.lock.lost:
             self.lock.check()
         extra = {**self.start.extra, "ledger": self.guard.ledger.as_json()}
         self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra)
@@ -330,7 +316,7 @@ class _Attempt:
         self._settle(step)
         self.records.event("stopped", step, reason=reason)
         self.records.close()
-        report = self.directory / REPORT
+        report = f"{self.directory}/{REPORT}"
         if processes.is_first():
             write_report([self.directory], report)
         self.console.close()

@@ -258,6 +258,20 @@ def test_a_newer_token_is_a_fence(storage):
     assert not get(storage, 1).released
 
 
+def test_a_holder_notices_by_itself_that_it_is_none_any_more(storage):
+    lock = Lock(storage, WHAT, lease_seconds=0.1)
+    lock.acquire()
+    assert not lock.lost
+    put(storage, 2, holder(**ELSEWHERE))
+    deadline = time.monotonic() + 30
+    while not lock.lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(LockLost):
+        lock.check()
+    lock.release()
+
+
 def test_a_lock_removed_by_hand_comes_back_unless_another_was_faster(storage):
     lock = Lock(storage, WHAT, lease_seconds=3600)
     lock.acquire()

@@ -169,6 +169,17 @@ def test_checkpoints_may_be_moved_between_disks_and_stores(case: Case, tmp_path)
     assert isinstance(local.storage, LocalStorage)
 
 
+def test_marks_are_written_beside_training(case: Case, monkeypatch):
+    case.save(1)
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStorage, "list", lambda *_: asked.append(1) or [])
+        case.checkpoints.mark_good(1, 0, 1)
+    assert not asked
+    case.save(2)
+    assert [(entry.step, entry.good) for entry in case.checkpoints.catalogue.entries()] == [(2, False), (1, True)]
+
+
 def test_an_array_that_is_not_there_is_named(case: Case):
     case.save(1)
     files = pieces.files(case.storage, f"{place(1, 0)}/params")
