@@ -7,7 +7,7 @@ processes -> lock -> store -> mesh -> program -> state (restored or made) -> ste
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
