@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         ("checkpoints", "A run's checkpoints: which are good, which are set aside."),
     ):
         one = add(name, _history, text)
-        one.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+        one.add_argument("run", metavar="RUN", help="a run's directory, or its URL")
         one.set_defaults(what=name)
 
     report = add("report", _report, "Draw one run, or several over each other, into one HTML file.")

@@ -97,11 +97,16 @@ class Checkpoints:
         self._fence, self._flush = fence, flush
         self.catalogue = Catalogue(storage)
         self._thread: threading.Thread | None = None
-        self._clean: tuple[int, int, int] | None = None
         self._outcomes: list[Outcome] = []
 
     def save(
-        self, state: TrainState, step: int, attempt: int, data_cursor: int, extra: Mapping[str, Any] | None = None
+        self,
+        state: TrainState,
+        step: int,
+        attempt: int,
+        data_cursor: int,
+        extra: Mapping[str, Any] | None = None,
+        good_through: int = -1,
     ) -> None:
         """Take a copy of a state and begin to write it; first wait for the write before.
 
@@ -111,6 +116,9 @@ class Checkpoints:
             attempt: of the run; a step is saved once in an attempt.
             data_cursor: number of the first sample that the next step reads.
             extra: what else the run wants to find again, as JSON holds it.
+            good_through: checkpoints up to this step are good, for clean training has followed them. They are marked
+                before this one is written and after the one before it was: which are good when a later one exists
+                depends on what was trained alone, and not on how long a write took.
         """
         self.wait()
         began, now = time.monotonic(), time.time()
@@ -129,12 +137,10 @@ class Checkpoints:
             },
             extra=dict(extra or {}),
         )
-        self._thread = threading.Thread(target=self._finish, args=(copy, meta, began), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._finish, args=(copy, meta, began, good_through), name="checkpoint", daemon=True
+        )
         self._thread.start()
-
-    def mark_good(self, step: int, attempt: int, through: int) -> None:
-        """Have the next save do first what `Catalogue.mark_good` does; where that fails, a later one does it."""
-        self._clean = step, attempt, through
 
     def poll(self) -> list[Outcome]:
         """What became of the saves that ended since the last call, without waiting."""
@@ -179,13 +185,13 @@ class Checkpoints:
 
     # Saving, in the thread
 
-    def _finish(self, copy: dict[str, jax.Array], meta: Meta, began: float) -> None:
+    def _finish(self, copy: dict[str, jax.Array], meta: Meta, began: float, good_through: int) -> None:
         """Write, verify and commit a copy; whatever happens, leave an outcome."""
         error, share = "", _Share()
         try:
             with suppress(OSError):  # a mark is worth no checkpoint
-                if self._clean:
-                    self.catalogue.mark_good(*self._clean)
+                if good_through >= 0 and processes.is_first():
+                    self.catalogue.mark_good(meta.step, meta.attempt, good_through)
             share = self._write(copy, meta)
             self._flush()
         except Exception as failure:  # of any type: orbax, TensorStore and the file system have many

@@ -4,10 +4,9 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from jaxllm.storage import LocalStorage
+from jaxllm.storage import Place, open_storage
 from jaxllm.train import figures
 from jaxllm.train.catalogue import Catalogue
 from jaxllm.train.metrics import floats, read_events
@@ -16,20 +15,20 @@ _WIDTH = 100
 """Characters of a dossier's text on one line."""
 
 
-def dossiers(directory: Path) -> dict[str, dict[str, Any]]:
+def dossiers(directory: Place) -> dict[str, dict[str, Any]]:
     """The dossiers of a run's spikes by the names that its events give them; damaged ones are left out."""
     found = {}
     for event in read_events(directory):
         name = event.get("dossier")
         if event["event"] == "spiked" and isinstance(name, str):
             try:
-                found[name] = floats(json.loads(LocalStorage(directory).read(name)))
+                found[name] = floats(json.loads(open_storage(directory).read(name)))
             except (OSError, ValueError):
                 continue
     return found
 
 
-def events(directory: Path) -> str:
+def events(directory: Place) -> str:
     """A run's events, one line each, and below each spike what is known of it.
 
     Raises:
@@ -71,7 +70,7 @@ def sentence(event: Mapping[str, Any]) -> str:
     return ""
 
 
-def checkpoints(directory: Path) -> str:
+def checkpoints(directory: Place) -> str:
     """A run's checkpoints, the newest first, one line each.
 
     Raises:
@@ -79,7 +78,7 @@ def checkpoints(directory: Path) -> str:
     """
     read_events(directory)
     lines = []
-    for entry in Catalogue(LocalStorage(directory / "checkpoints")).entries():
+    for entry in Catalogue(open_storage(directory).below("checkpoints")).entries():
         worth = "good" if entry.good else "not yet good"
         if entry.quarantine or entry.damage:
             worth = f"quarantined: {entry.quarantine}" if entry.quarantine else f"damaged: {entry.damage}"

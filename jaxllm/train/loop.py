@@ -104,6 +104,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.agree({"the data": store.digest})
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
         program = assemble(experiment, model)
+        batches = Batches(store, experiment.data)
         guard = Guard(experiment, policy, storage, store.digest, console.note)
         follow = experiment.guard.follow
         followed = guard.followed(open_storage(follow, "guard.follow")) if follow else None
@@ -116,7 +117,19 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
             return _Attempt(
-                experiment, directory, model, store, program, console, stop, lock, origin, guard, followed, force
+                experiment,
+                directory,
+                model,
+                store,
+                batches,
+                program,
+                console,
+                stop,
+                lock,
+                origin,
+                guard,
+                followed,
+                force,
             ).run()
 
 
@@ -129,6 +142,7 @@ class _Attempt:
         directory: Place,
         model: ModelConfig,
         store: Store,
+        batches: Batches,
         program: Program,
         console: Console,
         stop: Stop,
@@ -138,7 +152,7 @@ class _Attempt:
         followed: list[Entry] | None,
         force: bool,
     ) -> None:
-        self.experiment, self.model, self.store = experiment, model, store
+        self.experiment, self.model, self.store, self.batches = experiment, model, store, batches
         self.directory, self.storage = directory, open_storage(directory)
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.origin, self.guard, self.followed, self.force = origin, guard, followed, force
@@ -172,7 +186,7 @@ class _Attempt:
             Profile(self.experiment.profile, self.storage),
             self._heed,
         )
-        self.batches = Batches(self.store, self.experiment.data, skipped=self.guard.ledger.skipped)
+        self.batches = self.batches.skipping(self.guard.ledger.skipped)
         self.console.start(self.records.event("resumed" if step else "started", step, **self._facts()))
         began, already = time.monotonic(), step == self.num_steps
         while True:
@@ -268,14 +282,11 @@ class _Attempt:
         return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
 
     def _settle(self, step: int) -> None:
-        """Write down what became of saves, and which checkpoints clean training has followed."""
+        """Write down what became of saves."""
         for outcome in self.checkpoints.poll():
             if not outcome.error:
                 self.saved = outcome.step
                 self.records.event("saved", outcome.step, seconds=outcome.seconds, bytes=outcome.bytes)
-        after = self.experiment.checkpoint.good_after
-        if processes.is_first() and self.guard.clean >= after and due(step, self.experiment.checkpoint.interval):
-            self.checkpoints.mark_good(step, self.records.attempt, step - after)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
@@ -293,7 +304,9 @@ class _Attempt:
         if self.lock.lost:
             self.lock.check()
         extra = {**self.start.extra, "ledger": self.guard.ledger.as_json()}
-        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra)
+        after = self.experiment.checkpoint.good_after
+        good_through = step - after if self.guard.clean >= after else -1
+        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra, good_through)
 
     def _interrupted(self, step: int) -> Run:
         """Wait for the last checkpoint and say how to go on."""

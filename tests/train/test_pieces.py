@@ -169,14 +169,10 @@ def test_checkpoints_may_be_moved_between_disks_and_stores(case: Case, tmp_path)
     assert isinstance(local.storage, LocalStorage)
 
 
-def test_marks_are_written_beside_training(case: Case, monkeypatch):
+def test_what_is_good_is_marked_beside_training(case: Case):
     case.save(1)
-    asked = []
-    with monkeypatch.context() as patch:
-        patch.setattr(ObjectStorage, "list", lambda *_: asked.append(1) or [])
-        case.checkpoints.mark_good(1, 0, 1)
-    assert not asked
-    case.save(2)
+    case.checkpoints.save(make_state(2), 2, 0, 16, good_through=1)
+    case.checkpoints.wait()
     assert [(entry.step, entry.good) for entry in case.checkpoints.catalogue.entries()] == [(2, False), (1, True)]
 
 
