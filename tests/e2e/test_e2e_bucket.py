@@ -91,6 +91,10 @@ def test_all_commands_know_it(bucket: pathlib.Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit, match="0"):
         cli.main(["data", "where", RUN, "6"])
     assert "as logged" in capsys.readouterr().out
+    for name, words in (("events", "resumed"), ("checkpoints", "step-00000006.attempt-0001")):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([name, RUN])
+        assert words in capsys.readouterr().out
     assert find_origin("", RUN, pytest.fail).newest.step == 6
     assert "model.d_model" in sentence([*TRAIN, *SHORT, "--model.d_model", "64"], capsys)
 
@@ -117,6 +121,7 @@ def test_a_store_that_is_away_for_a_while_stops_no_training(bucket: pathlib.Path
         ([*TRAIN, "--run.init_from", "hdfs://a/b"], ["run.init_from = 'hdfs://a/b'", "gs://"]),
         ([*TRAIN, "--log.loggers", '["tensorboard"]'], ["log.loggers: tensorboard", RUN]),
         (["report", "gs://bucket/nothing"], ["gs://bucket/nothing holds no run", METRICS]),
+        (["checkpoints", "gs://bucket/nothing"], ["gs://bucket/nothing holds no run"]),
         (["data", "where", "gs://bucket/nothing", "1"], ["gs://bucket/nothing holds no run", "config.toml"]),
         (["merge", "gs://bucket/nothing", "gs://bucket/out"], ["gs://bucket/nothing", "config.toml"]),
     ],
