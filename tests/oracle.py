@@ -70,29 +70,59 @@ def normalise(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale[None, None, :]
 
 
+def normalise_heads(x_BTNH: jax.Array, kind: str, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Queries or keys: each head by itself, or all heads as one vector."""
+    if kind == "projection":
+        rows = normalise(x_BTNH.reshape(*x_BTNH.shape[:2], -1), scale.reshape(-1), epsilon)
+        return rows.reshape(x_BTNH.shape)
+    heads = range(x_BTNH.shape[2])
+    return jnp.stack([normalise(x_BTNH[:, :, head], scale, epsilon) for head in heads], axis=2)
+
+
+def cap(logits: jax.Array, most: float) -> jax.Array:
+    """Logits kept within -most and most."""
+    return jnp.tanh(logits / most) * most if most else logits
+
+
 def logits(
-    config: ModelConfig, layers: Layers, outer: Arrays, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+    config: ModelConfig,
+    layers: Layers,
+    outer: Arrays,
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    segments: np.ndarray,
+    seen: list[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> jax.Array:
-    """float32[B, T, V]."""
+    """float32[B, T, V]; a list given gets each layer's output and the largest logit of each head, without gradients."""
     length = tokens.shape[1]
     mask_BTS = (segments[:, :, None] == segments[:, None, :]) & np.tril(np.ones((length, length), bool))[None]
     x = outer["embedding.table"][tokens]
     for block, p in zip(config.blocks, layers, strict=True):
         attention, epsilon = block.attention, block.norm.epsilon
         h = normalise(x, p["attention_norm.scale"], epsilon)
-        q = turn(jnp.einsum("btd,dnh->btnh", h, p["attention.query"]), positions, attention.rope)
-        k = turn(jnp.einsum("btd,dkh->btkh", h, p["attention.key"]), positions, attention.rope)
+        q = jnp.einsum("btd,dnh->btnh", h, p["attention.query"])
+        k = jnp.einsum("btd,dkh->btkh", h, p["attention.key"])
+        if attention.qk_norm != "none":
+            q = normalise_heads(q, attention.qk_norm, p["attention.query_norm.scale"], epsilon)
+            k = normalise_heads(k, attention.qk_norm, p["attention.key_norm.scale"], epsilon)
+        q, k = turn(q, positions, attention.rope), turn(k, positions, attention.rope)
         v = jnp.einsum("btd,dkh->btkh", h, p["attention.value"])
         k, v = (jnp.repeat(one, q.shape[2] // one.shape[2], axis=2) for one in (k, v))
         scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.float32(np.sqrt(q.shape[3]))
+        largest_N = jnp.where(mask_BTS[:, None], scores, -jnp.inf).max((0, 2, 3))
+        scores = cap(scores, attention.soft_cap)
         probabilities = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -jnp.inf))
         mixed = jnp.einsum("bnts,bsnh->btnh", probabilities, v)
         x = x + jnp.einsum("btnh,nhd->btd", mixed, p["attention.output"])
         h = normalise(x, p["mlp_norm.scale"], epsilon)
         gate = h @ p["mlp.gate"]
         x = x + (gate * jax.nn.sigmoid(gate) * (h @ p["mlp.up"])) @ p["mlp.down"]
+        if seen is not None:
+            seen.append((np.asarray(x), np.asarray(largest_N)))
     x = normalise(x, outer["norm.scale"], config.norm.epsilon)
-    return x @ (outer["embedding.table"].T if config.tie_embeddings else outer["head.kernel"])
+    return cap(
+        x @ (outer["embedding.table"].T if config.tie_embeddings else outer["head.kernel"]), config.final_soft_cap
+    )
 
 
 def loss(

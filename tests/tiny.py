@@ -3,15 +3,17 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxllm.config import (
     AttentionConfig,
+    BlockConfig,
     Constant,
     DataConfig,
     Experiment,
@@ -38,6 +40,17 @@ MODEL = ModelConfig(
     initializer_std=0.1,
 )
 """Divisible by any mesh of 8 devices; the initial weights are large enough for attention to be far from an average."""
+
+
+def _guarded(qk_norm: Literal["head", "projection"], soft_cap: float) -> BlockConfig:
+    attention = msgspec.structs.replace(MODEL.attention, qk_norm=qk_norm, soft_cap=soft_cap)
+    return msgspec.structs.replace(MODEL.default_block, attention=attention)
+
+
+GUARDED = msgspec.structs.replace(
+    MODEL, num_layers=2, period=(_guarded("head", 0.7), _guarded("projection", 0.0)), final_soft_cap=1.5
+)
+"""With all that holds logits small; the caps are low enough to bend most of them."""
 
 
 def experiment(

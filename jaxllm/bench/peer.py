@@ -46,6 +46,14 @@ def describe(experiment: Experiment, model: ModelConfig) -> dict[str, Any]:
         )
     if block.attention.rope.scaling:
         raise ValueError("model.attention.rope.scaling: --peer knows no scaling; leave one of them out")
+    attention = block.attention
+    for field, on in (
+        ("model.attention.qk_norm", attention.qk_norm != "none"),
+        ("model.attention.soft_cap", attention.soft_cap),
+        ("model.final_soft_cap", model.final_soft_cap),
+    ):
+        if on:
+            raise ValueError(f"{field}: --peer's model has none; leave one of them out")
     if not isinstance(optim.optimizer, AdamW):
         raise ValueError('optim.optimizer.type = "muon": --peer runs AdamW; use "adamw"')
     if train.precision.compute == "float16":

@@ -54,6 +54,11 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
         num_kv_heads: key and value heads; 0 means as many as query heads.
         head_dim: width of a head; 0 means d_model / num_heads.
         rope: rotary position embedding.
+        qk_norm: RMSNorm of queries and keys before rope (Henry et al. 2020; Dehghani et al. 2023 against growing
+            logits): `head` over each head's width, with one scale for all heads (Qwen 3, Gemma 3); `projection` over
+            all heads together (OLMo 2); `none`.
+        soft_cap: logits become soft_cap tanh(logits / soft_cap) before the softmax (Gemma 2: 50; Gemma Team 2024,
+            section 2); 0 means none.
         kernel: which attention computes it: `auto` takes the platform's (splash on TPU, cuDNN on GPU where it can
             honour the batch, xla elsewhere); a kernel asked for by name is used or the run stops.
     """
@@ -62,6 +67,8 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
     num_kv_heads: int = 0
     head_dim: int = 0
     rope: RopeConfig = RopeConfig()
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    soft_cap: float = 0.0
     kernel: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
@@ -79,6 +86,7 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
             self.head_dim,
             "rope needs an even number (or 0 for d_model / num_heads)",
         )
+        require(self.soft_cap >= 0, "soft_cap", self.soft_cap, "use a positive number such as 50, or 0 for none")
 
     @property
     def kv_heads(self) -> int:
@@ -145,6 +153,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         prefix: blocks before the repeated part, each a table of what differs (`[{mlp = {d_ff = 4096}}]`).
         period: blocks of one repetition, likewise; empty means one block that differs in nothing.
         tie_embeddings: whether the head is the embedding transposed.
+        final_soft_cap: the head's logits become final_soft_cap tanh(logits / final_soft_cap) (Gemma 2: 30; Gemma Team
+            2024, section 2); 0 means none.
         initializer_std: standard deviation of the initial weights, normal, cut at three; the projections back
             into the residual stream divide it by sqrt(2 num_layers) (GPT-2, Radford et al. 2019).
     """
@@ -160,6 +170,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     prefix: tuple[BlockConfig, ...] = ()
     period: tuple[BlockConfig, ...] = ()
     tie_embeddings: bool = False
+    final_soft_cap: float = 0.0
     initializer_std: float = 0.02
 
     def __post_init__(self) -> None:
@@ -171,6 +182,12 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             "prefix",
             len(self.prefix),
             f"there are only num_layers = {self.num_layers} blocks",
+        )
+        require(
+            self.final_soft_cap >= 0,
+            "final_soft_cap",
+            self.final_soft_cap,
+            "use a positive number such as 30, or 0 for none",
         )
         require(self.initializer_std > 0, "initializer_std", self.initializer_std, "use a positive number such as 0.02")
         places = [f"prefix.{index}." for index in range(len(self.prefix))]

@@ -11,9 +11,11 @@ import logging
 
 import jax
 
-from jaxllm.config import AttentionConfig
+from jaxllm.config import AttentionConfig, NormConfig
 from jaxllm.layers import kernels
+from jaxllm.layers.largest_logits import largest_logits
 from jaxllm.layers.linear import contract, enter, leave
+from jaxllm.layers.norm import HeadNorm
 from jaxllm.layers.param import Declaration, Layer, Recipe
 from jaxllm.layers.ring import ring_attention
 from jaxllm.layers.rope import rotate
@@ -26,7 +28,14 @@ class Attention(Layer):
     """Attention whose projections have no bias."""
 
     def __init__(
-        self, config: AttentionConfig, dim: int, head_dim: int, std: float, residual_std: float, recipe: Recipe
+        self,
+        config: AttentionConfig,
+        norm: NormConfig,
+        dim: int,
+        head_dim: int,
+        std: float,
+        residual_std: float,
+        recipe: Recipe,
     ) -> None:
         heads, kv_heads = config.num_heads, config.kv_heads
         super().__init__(
@@ -39,19 +48,33 @@ class Attention(Layer):
             ),
         )
         self.config = config
+        if config.qk_norm != "none":
+            self.query_norm = HeadNorm(norm, config.qk_norm, (heads, head_dim), "heads", recipe)
+            self.key_norm = HeadNorm(norm, config.qk_norm, (kv_heads, head_dim), "kv_heads", recipe)
 
     def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]; position t sees the positions up to t of its own segment."""
         recipe, config = self.recipe, self.config
         with jax.named_scope("attention"):
             x_BTD = enter(x_BTD, recipe)
-            q_BTNH = contract(x_BTD, self.matrix("query"), ("heads", None), recipe)
-            k_BTKH = contract(x_BTD, self.matrix("key"), ("kv_heads", None), recipe)
+            q_BTNH, k_BTKH = self._queries_and_keys(x_BTD, positions_BT)
             v_BTKH = contract(x_BTD, self.matrix("value"), ("kv_heads", None), recipe)
-            q_BTNH = rotate(q_BTNH, positions_BT, config.rope)
-            k_BTKH = rotate(k_BTKH, positions_BT, config.rope)
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe)
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, config.soft_cap)
             return leave(contract(mixed_BTNH, self.matrix("output"), (None,), recipe, num_inputs=2), recipe)
+
+    def largest_logits(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        """[B, T, D], as `__call__` gets it -> float32[N]: the largest logit of each head, before a soft cap."""
+        with jax.named_scope("attention"):
+            q_BTNH, k_BTKH = self._queries_and_keys(enter(x_BTD, self.recipe), positions_BT)
+            return largest_logits(q_BTNH, k_BTKH, segments_BT, self.recipe)
+
+    def _queries_and_keys(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, T, D], entered -> [B, T, N, H] and [B, T, K, H], as scores are made of them."""
+        q_BTNH = contract(x_BTD, self.matrix("query"), ("heads", None), self.recipe)
+        k_BTKH = contract(x_BTD, self.matrix("key"), ("kv_heads", None), self.recipe)
+        if self.config.qk_norm != "none":
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        return rotate(q_BTNH, positions_BT, self.config.rope), rotate(k_BTKH, positions_BT, self.config.rope)
 
 
 def attend(
@@ -61,17 +84,27 @@ def attend(
     segments_BT: jax.Array,
     kernel: str,
     recipe: Recipe,
+    cap: float = 0.0,
 ) -> jax.Array:
     """Causal attention within segments: [B, T, N, H]; a shared sequence comes in head-tail order (see `context`).
+
+    Args:
+        q_BTNH: queries.
+        k_BTKH: keys.
+        v_BTKH: values.
+        segments_BT: document of each position.
+        kernel: as in `AttentionConfig.kernel`.
+        recipe: rules of the mesh.
+        cap: soft cap of the logits; 0 means none.
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
     """
     axis = recipe.rules.ring
     context = jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
-    name = choose(kernel, platform(), q_BTNH.shape[1], q_BTNH.shape[3], str(q_BTNH.dtype), context)
+    name = choose(kernel, platform(), q_BTNH.shape[1], q_BTNH.shape[3], str(q_BTNH.dtype), context, cap)
     compute = functools.partial(ring_attention, kernel=name, axis=axis) if axis else kernels.KERNELS[name]
-    compute = functools.partial(compute, scale=q_BTNH.shape[3] ** -0.5)
+    compute = functools.partial(compute, scoring=kernels.Scoring(q_BTNH.shape[3] ** -0.5, cap))
     with jax.named_scope(name):
         heads = recipe.rules.activation("batch", "sequence", "heads", None)
         rows = recipe.rules.activation("batch", "sequence")
@@ -82,7 +115,9 @@ def attend(
 
 
 @functools.cache
-def choose(kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1) -> str:
+def choose(
+    kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1, cap: float = 0.0
+) -> str:
     """The kernel to use; says once, in one sentence, when it is not the platform's own.
 
     Args:
@@ -92,12 +127,13 @@ def choose(kernel: str, platform: str, sequence_length: int, head_dim: int, dtyp
         head_dim: width of a head.
         dtype: of queries, keys and values.
         context: devices that share a sequence.
+        cap: soft cap of the logits; 0 means none.
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
     """
     wanted = kernels.PREFERRED.get(platform, "xla") if kernel == "auto" else kernel
-    reason = kernels.refusal(wanted, platform, sequence_length, head_dim, dtype, context)
+    reason = kernels.refusal(wanted, platform, sequence_length, head_dim, dtype, context, cap)
     if not reason:
         return wanted
     if kernel != "auto":

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.layers.linear import contract
 from jaxllm.layers.param import Declaration, Layer, Recipe
+from jaxllm.layers.soft_cap import soft_cap
 
 
 class Embedding(Layer):
@@ -100,7 +101,14 @@ class Head(Layer):
         return self.use("kernel")
 
 
-def logits(x_BTD: jax.Array, weight_DV: jax.Array, recipe: Recipe) -> jax.Array:
-    """float32[B, T, V] of a whole sequence: for evaluation and sampling; training reads the head in chunks."""
+def logits(x_BTD: jax.Array, weight_DV: jax.Array, recipe: Recipe, cap: float = 0.0) -> jax.Array:
+    """float32[B, T, V] of a whole sequence: for evaluation and sampling; training reads the head in chunks.
+
+    Args:
+        x_BTD: last hidden states.
+        weight_DV: the head's weight.
+        recipe: rules and dtypes.
+        cap: soft cap of the logits; 0 means none.
+    """
     with jax.named_scope("logits"):
-        return contract(x_BTD, weight_DV, ("vocab",), recipe).astype(jnp.float32)
+        return soft_cap(contract(x_BTD, weight_DV, ("vocab",), recipe).astype(jnp.float32), cap)

@@ -2,6 +2,9 @@
 
     softmax(scale * q k^T + mask) v,  query t sees key s iff s <= t and segment(s) = segment(t)
 
+With a soft cap (see `soft_cap`) the scores under the softmax are s = cap tanh(scale * q k^T / cap), and the dS below is
+multiplied by the derivative, 1 - (s / cap)^2.
+
 - `xla`: the reference, on every platform; queries in blocks, each against the keys up to its end. Its gradient is
   written out as flash attention's is (Dao et al. 2022): only the result and the log-sum-exps l are kept for it,
 
@@ -25,6 +28,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.typing import DTypeLike
 
 from jaxllm.layers.linear import physical_transpose
+from jaxllm.layers.soft_cap import slope, soft_cap
 from jaxllm.sharding import platform
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -35,7 +39,29 @@ _SMALLEST_BLOCK = 128
 _SPLASH_BLOCK = 512
 
 
-def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1) -> str:
+class Scoring(NamedTuple):
+    """How products of queries and keys become scores; static.
+
+    Attributes:
+        scale: multiplies the products.
+        cap: soft cap of what comes of that; 0 means none.
+    """
+
+    scale: float
+    cap: float = 0.0
+
+    def scores(self, products: jax.Array) -> jax.Array:
+        """The scores of products, any shape."""
+        return soft_cap(self.scale * products, self.cap)
+
+    def pull(self, dscores: jax.Array, scores: jax.Array) -> jax.Array:
+        """The scores' gradient taken back through the cap."""
+        return dscores * slope(scores, self.cap) if self.cap else dscores
+
+
+def refusal(
+    kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1, cap: float = 0.0
+) -> str:
     """Why a kernel cannot compute this attention, of sequences over so many devices; empty if it can."""
     if kernel == "splash":
         if platform == "gpu":
@@ -49,6 +75,8 @@ def refusal(kernel: str, platform: str, sequence_length: int, head_dim: int, dty
     if kernel == "cudnn":
         if platform != "gpu":
             return "cudnn is a GPU kernel"
+        if cap:
+            return f"cudnn has no soft cap of logits, which model.attention.soft_cap = {cap:g} asks for"
         if context > 1:
             return f"cudnn has no public gradient over part of the keys, which mesh.context = {context} needs"
         if dtype not in ("bfloat16", "float16"):
@@ -74,40 +102,40 @@ class Pairs(NamedTuple):
     key_segments_BS: jax.Array
 
 
-def xla(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:
+def xla(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scoring: Scoring) -> jax.Array:
     """Attention in plain jax.numpy, scores and softmax in float32: [B, T, N, H]."""
     batch, length, _, head_dim = q_BTNH.shape
     q_BTKGH = q_BTNH.reshape(batch, length, k_BSKH.shape[2], -1, head_dim)
     q_BKGTH, k_BKSH, v_BKSH = q_BTKGH.transpose(0, 2, 3, 1, 4), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    o_BKGTH = _blockwise(q_BKGTH, k_BKSH, v_BKSH, segments_BT, scale)
+    o_BKGTH = _blockwise(q_BKGTH, k_BKSH, v_BKSH, segments_BT, scoring)
     return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _blockwise(
-    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scoring: Scoring
 ) -> jax.Array:
-    return _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, scale)[0]
+    return _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, scoring)[0]
 
 
 def _forward(
-    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scoring: Scoring
 ) -> tuple[jax.Array, tuple[Pairs, jax.Array, jax.Array]]:
     pairs = Pairs(q_BKGTH, k_BKSH, v_BKSH, segments_BT, segments_BT)
-    o_BKGTH, normaliser_BKGT = attend_in_blocks(pairs, scale, causal=True, dtype=q_BKGTH.dtype)
+    o_BKGTH, normaliser_BKGT = attend_in_blocks(pairs, scoring, causal=True, dtype=q_BKGTH.dtype)
     return o_BKGTH, (pairs, o_BKGTH, normaliser_BKGT)
 
 
 def _backward(
-    scale: float, saved: tuple[Pairs, jax.Array, jax.Array], do_BKGTH: jax.Array
+    scoring: Scoring, saved: tuple[Pairs, jax.Array, jax.Array], do_BKGTH: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    return *differentiate_in_blocks(*saved, do_BKGTH, scale, causal=True, dtype=do_BKGTH.dtype), None
+    return *differentiate_in_blocks(*saved, do_BKGTH, scoring, causal=True, dtype=do_BKGTH.dtype), None
 
 
 _blockwise.defvjp(_forward, _backward)
 
 
-def attend_in_blocks(pairs: Pairs, scale: float, causal: bool, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+def attend_in_blocks(pairs: Pairs, scoring: Scoring, causal: bool, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     """The result, [B, K, G, T, H] in a dtype, and the log-sum-exps, float32[B, K, G, T], of grouped queries.
 
     Blocks of queries, each against the keys up to its end, or against all where not `causal`.
@@ -116,9 +144,9 @@ def attend_in_blocks(pairs: Pairs, scale: float, causal: bool, dtype: DTypeLike)
     outputs, normalisers = [], []
     for start, stop in _blocks(q_BKGTH.shape[3]):
         rows, columns = slice(start, stop), slice(0, stop if causal else None)
-        scores_BKGTS = scale * _product("bkgth,bksh->bkgts", q_BKGTH[:, :, :, rows], k_BKSH[:, :, columns])
+        products_BKGTS = _product("bkgth,bksh->bkgts", q_BKGTH[:, :, :, rows], k_BKSH[:, :, columns])
         seen = _seen(query_segments_BT, key_segments_BS, rows, columns, causal)
-        scores_BKGTS = jnp.where(seen, scores_BKGTS, MASKED)
+        scores_BKGTS = jnp.where(seen, scoring.scores(products_BKGTS), MASKED)
         most_BKGT1 = jnp.max(scores_BKGTS, axis=-1, keepdims=True)
         weights_BKGTS = jnp.exp(scores_BKGTS - most_BKGT1)
         total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
@@ -133,7 +161,7 @@ def differentiate_in_blocks(
     o_BKGTH: jax.Array,
     normaliser_BKGT: jax.Array,
     do_BKGTH: jax.Array,
-    scale: float,
+    scoring: Scoring,
     causal: bool,
     dtype: DTypeLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -150,11 +178,12 @@ def differentiate_in_blocks(
     for start, stop in _blocks(k_BKSH.shape[2]):
         rows, columns = slice(start if causal else 0, None), slice(start, stop)
         q, do, k, v = q_BKGTH[:, :, :, rows], do_BKGTH[:, :, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
-        scores_BKSGT = scale * _product("bksh,bkgth->bksgt", k, q)
+        scores_BKSGT = scoring.scores(_product("bksh,bkgth->bksgt", k, q))
         seen = _seen(query_segments_BT, key_segments_BS, rows, columns, causal).transpose(0, 1, 4, 2, 3)
         weights_BKSGT = jnp.where(seen, jnp.exp(scores_BKSGT - normaliser_BKGT[:, :, None, :, rows]), 0.0)
         dweights_BKSGT = _product("bksh,bkgth->bksgt", v, do)
-        dscores_BKSGT = scale * weights_BKSGT * (dweights_BKSGT - delta_BKGT[:, :, None, :, rows])
+        dscores_BKSGT = scoring.scale * weights_BKSGT * (dweights_BKSGT - delta_BKGT[:, :, None, :, rows])
+        dscores_BKSGT = scoring.pull(dscores_BKSGT, scores_BKSGT)
         weights_BKSGT, dscores_BKSGT = weights_BKSGT.astype(do.dtype), dscores_BKSGT.astype(q.dtype)
         dvs.append(_product("bksgt,bkgth->bksh", weights_BKSGT, do).astype(dtype))
         dks.append(_product("bksgt,bkgth->bksh", dscores_BKSGT, q).astype(dtype))
@@ -185,21 +214,23 @@ def _product(dims: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(dims, x, y, preferred_element_type=jnp.float32)
 
 
-def splash(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:
+def splash(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scoring: Scoring
+) -> jax.Array:
     """Splash attention."""
     length, num_heads = q_BTNH.shape[1:3]
-    kernel = splash_kernel(num_heads, length, causal=True)
+    kernel = splash_kernel(num_heads, length, scoring.cap, causal=True)
 
     def one(q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segments_T: jax.Array) -> jax.Array:
         ids = splash_attention_kernel.SegmentIds(q=segments_T, kv=segments_T)
-        return cast(jax.Array, kernel(q_NTH * jnp.asarray(scale, q_NTH.dtype), k_KSH, v_KSH, segment_ids=ids))
+        return cast(jax.Array, kernel(q_NTH * jnp.asarray(scoring.scale, q_NTH.dtype), k_KSH, v_KSH, segment_ids=ids))
 
     q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
     return jax.vmap(one)(q_BNTH, k_BKSH, v_BKSH, segments_BT).swapaxes(1, 2)
 
 
 def splash_kernel(
-    num_heads: int, length: int, causal: bool, save_residuals: bool = False
+    num_heads: int, length: int, cap: float, causal: bool, save_residuals: bool = False
 ) -> splash_attention_kernel.SplashAttentionKernel:
     """The kernel of so many heads and positions; interpreted where there is no TPU, which is for tests."""
     block = math.gcd(length, _SPLASH_BLOCK)
@@ -217,15 +248,18 @@ def splash_kernel(
         head_shards=1,
         q_seq_shards=1,
         save_residuals=save_residuals,
+        attn_logits_soft_cap=cap or None,
         interpret=jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu",
     )
 
 
-def cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scale: float) -> jax.Array:
-    """cuDNN's flash attention: causal by itself, segments as a mask."""
+def cudnn(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, scoring: Scoring
+) -> jax.Array:
+    """cuDNN's flash attention: causal by itself, segments as a mask; it has no soft cap."""
     mask_B1TS = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, scale=scale, is_causal=True, implementation="cudnn"
+        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, scale=scoring.scale, is_causal=True, implementation="cudnn"
     )
 
 

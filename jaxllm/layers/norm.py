@@ -6,10 +6,13 @@
 The gradient is written out for two reasons: only x and scale are kept for it, and the sum over tokens stays a partial
 sum on each device, typed `unreduced` (see `param.use`), which elementwise products cannot express.
 
-B batch, T sequence, D normalised dim.
+The mean is over as many last dims as the scale has; the scale's gradient is summed over all others.
+
+B batch, T sequence, D normalised dim, N heads, H width of a head.
 """
 
 import functools
+import string
 
 import jax
 import jax.numpy as jnp
@@ -32,37 +35,70 @@ class Norm(Layer):
             return _normalise(x_BTD, self.use("scale"), self.epsilon)
 
 
-def _statistics(x_BTD: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    wide_BTD = x_BTD.astype(jnp.float32)
-    inverse_BT1 = jax.lax.rsqrt(jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True) + epsilon)
-    return wide_BTD * inverse_BT1, inverse_BT1
+class HeadNorm(Layer):
+    """RMSNorm of queries or keys (Henry et al. 2020; Dehghani et al. 2023, section 2).
+
+    Args:
+        config: epsilon.
+        kind: `head`, over each head's width, with one scale for all heads, or `projection`, over all heads together.
+        shape: heads and width of a head.
+        heads: logical axis of the heads.
+        recipe: rules and dtypes.
+    """
+
+    def __init__(self, config: NormConfig, kind: str, shape: tuple[int, int], heads: str, recipe: Recipe) -> None:
+        # not the residual stream's axis `norm`: over tensor each device has other heads, so gradients are partial sums
+        one = Declaration(shape[1:], ("head_norm",), "norm", num_inputs=0, fill=1.0)
+        all_heads = Declaration(shape, (heads, "head_dim"), "norm", num_inputs=0, fill=1.0)
+        super().__init__(recipe, scale=one if kind == "head" else all_heads)
+        self.epsilon = config.epsilon
+
+    def __call__(self, x_BTNH: jax.Array) -> jax.Array:
+        """[B, T, N, H] -> [B, T, N, H], same dtype."""
+        with jax.named_scope("norm"):
+            return _normalise(x_BTNH, self.use("scale"), self.epsilon)
 
 
-def _whole(scale_D: jax.Array) -> jax.Array:
-    """The scale as elementwise products read it: float32[1, 1, D], without the type's note on its gradient."""
-    plain = jax.reshard(scale_D, PartitionSpec(*jax.typeof(scale_D).sharding.spec.partitions))
-    return plain.astype(jnp.float32)[None, None, :]
+def _statistics(x: jax.Array, num_dims: int, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """x over its root mean square of the last dims, and one over that."""
+    wide = x.astype(jnp.float32)
+    dims = tuple(range(x.ndim - num_dims, x.ndim))
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=dims, keepdims=True) + epsilon)
+    return wide * inverse, inverse
+
+
+def _whole(scale: jax.Array, num_dims: int) -> jax.Array:
+    """The scale as elementwise products read it: float32, of so many dims, without the type's note on its gradient."""
+    plain = jax.reshard(scale, PartitionSpec(*jax.typeof(scale).sharding.spec.partitions))
+    return jnp.expand_dims(plain.astype(jnp.float32), tuple(range(num_dims - scale.ndim)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _normalise(x_BTD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
-    normal_BTD, _ = _statistics(x_BTD, epsilon)
-    return (normal_BTD * _whole(scale_D)).astype(x_BTD.dtype)
+def _normalise(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    normal, _ = _statistics(x, scale.ndim, epsilon)
+    return (normal * _whole(scale, x.ndim)).astype(x.dtype)
 
 
-def _forward(x_BTD: jax.Array, scale_D: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _normalise(x_BTD, scale_D, epsilon), (x_BTD, scale_D)
+def _forward(x: jax.Array, scale: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _normalise(x, scale, epsilon), (x, scale)
 
 
-def _backward(epsilon: float, saved: tuple[jax.Array, jax.Array], dy_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_BTD, scale_D = saved
-    normal_BTD, inverse_BT1 = _statistics(x_BTD, epsilon)
-    wide_BTD = dy_BTD.astype(jnp.float32)
-    g_BTD = wide_BTD * _whole(scale_D)
-    dx_BTD = inverse_BT1 * (g_BTD - normal_BTD * jnp.mean(g_BTD * normal_BTD, axis=-1, keepdims=True))
-    partial = jax.typeof(scale_D).sharding.spec.reduced
-    dscale_D = jnp.einsum("btd,btd->d", wide_BTD, normal_BTD, out_sharding=PartitionSpec(None, unreduced=partial))
-    return dx_BTD.astype(x_BTD.dtype), dscale_D.astype(scale_D.dtype)
+def _backward(epsilon: float, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, scale = saved
+    normal, inverse = _statistics(x, scale.ndim, epsilon)
+    wide = dy.astype(jnp.float32)
+    g = wide * _whole(scale, x.ndim)
+    dims = tuple(range(x.ndim - scale.ndim, x.ndim))
+    dx = inverse * (g - normal * jnp.mean(g * normal, axis=dims, keepdims=True))
+    spec = jax.typeof(scale).sharding.spec
+    letters = string.ascii_lowercase[: x.ndim]
+    dscale = jnp.einsum(
+        f"{letters},{letters}->{letters[-scale.ndim :]}",
+        wide,
+        normal,
+        out_sharding=PartitionSpec(*spec.partitions, unreduced=spec.reduced),
+    )
+    return dx.astype(x.dtype), dscale.astype(scale.dtype)
 
 
 _normalise.defvjp(_forward, _backward)

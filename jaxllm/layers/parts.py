@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
 from jaxllm.layers import kernels
-from jaxllm.layers.kernels import Pairs
+from jaxllm.layers.kernels import Pairs, Scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Part:
     """A kernel over part of the keys.
 
     Attributes:
-        attend: (pairs, scale, causal) -> (o_BNTH, normaliser_BNT): the result over these keys and, in float32, the
+        attend: (pairs, scoring, causal) -> (o_BNTH, normaliser_BNT): the result over these keys and, in float32, the
             log-sum-exps of the scores, finite even where a query sees no key. Without `causal` every query sees every
             key of its segment.
-        differentiate: (pairs, o_BNTH, normaliser_BNT, do_BNTH, scale, causal) -> (dq, dk, dv); the result and the
+        differentiate: (pairs, o_BNTH, normaliser_BNT, do_BNTH, scoring, causal) -> (dq, dk, dv); the result and the
             log-sum-exps are those over all keys.
     """
 
@@ -35,19 +35,19 @@ class Part:
     differentiate: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
-def _attend_xla(pairs: Pairs, scale: float, causal: bool) -> tuple[jax.Array, jax.Array]:
+def _attend_xla(pairs: Pairs, scoring: Scoring, causal: bool) -> tuple[jax.Array, jax.Array]:
     q_BNTH = pairs.q
     grouped = pairs._replace(q=_grouped(q_BNTH, pairs))
-    o_BKGTH, normaliser_BKGT = kernels.attend_in_blocks(grouped, scale, causal, jnp.float32)
+    o_BKGTH, normaliser_BKGT = kernels.attend_in_blocks(grouped, scoring, causal, jnp.float32)
     return o_BKGTH.reshape(q_BNTH.shape), normaliser_BKGT.reshape(q_BNTH.shape[:3])
 
 
 def _differentiate_xla(
-    pairs: Pairs, o_BNTH: jax.Array, normaliser_BNT: jax.Array, do_BNTH: jax.Array, scale: float, causal: bool
+    pairs: Pairs, o_BNTH: jax.Array, normaliser_BNT: jax.Array, do_BNTH: jax.Array, scoring: Scoring, causal: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     q, o, normaliser, do = (_grouped(x, pairs) for x in (pairs.q, o_BNTH, normaliser_BNT, do_BNTH))
     dq_BKGTH, dk_BKSH, dv_BKSH = kernels.differentiate_in_blocks(
-        pairs._replace(q=q), o, normaliser, do, scale, causal, jnp.float32
+        pairs._replace(q=q), o, normaliser, do, scoring, causal, jnp.float32
     )
     return dq_BKGTH.reshape(pairs.q.shape), dk_BKSH, dv_BKSH
 
@@ -57,25 +57,25 @@ def _grouped(x: jax.Array, pairs: Pairs) -> jax.Array:
     return x.reshape(x.shape[0], pairs.k_BKSH.shape[1], -1, *x.shape[2:])
 
 
-def _attend_splash(pairs: Pairs, scale: float, causal: bool) -> tuple[jax.Array, jax.Array]:
-    kernel: Any = kernels.splash_kernel(*_heads_and_length(pairs), causal, save_residuals=True)
+def _attend_splash(pairs: Pairs, scoring: Scoring, causal: bool) -> tuple[jax.Array, jax.Array]:
+    kernel: Any = kernels.splash_kernel(*_heads_and_length(pairs), scoring.cap, causal, save_residuals=True)
 
     def one(pairs: Pairs) -> tuple[jax.Array, jax.Array]:
         q_NTH, k_KSH, v_KSH, *segments = pairs
         o_NTH, (normaliser_NT,) = kernel(q_NTH, k_KSH, v_KSH, segment_ids=SegmentIds(*segments))
         return o_NTH, normaliser_NT
 
-    return jax.vmap(one)(_scaled(pairs, scale))
+    return jax.vmap(one)(_scaled(pairs, scoring.scale))
 
 
 def _differentiate_splash(
-    pairs: Pairs, o_BNTH: jax.Array, normaliser_BNT: jax.Array, do_BNTH: jax.Array, scale: float, causal: bool
+    pairs: Pairs, o_BNTH: jax.Array, normaliser_BNT: jax.Array, do_BNTH: jax.Array, scoring: Scoring, causal: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """By the function that splash's own gradient calls: private, but the same in jax 0.11 and 0.12.
 
     What is public differentiates over the keys that are here as if they were all.
     """
-    kernel = kernels.splash_kernel(*_heads_and_length(pairs), causal)
+    kernel = kernels.splash_kernel(*_heads_and_length(pairs), scoring.cap, causal)
     masks = kernel.dq_mask_info, kernel.dkv_mask_info
 
     def one(
@@ -88,9 +88,9 @@ def _differentiate_splash(
         )
         return dq_NTH, dk_KSH, dv_KSH
 
-    gradients = jax.vmap(one)(_scaled(pairs, scale), o_BNTH, normaliser_BNT, do_BNTH)
+    gradients = jax.vmap(one)(_scaled(pairs, scoring.scale), o_BNTH, normaliser_BNT, do_BNTH)
     dq_BNTH, dk_BKSH, dv_BKSH = (x.astype(jnp.float32) for x in gradients)
-    return scale * dq_BNTH, dk_BKSH, dv_BKSH
+    return scoring.scale * dq_BNTH, dk_BKSH, dv_BKSH
 
 
 def _heads_and_length(pairs: Pairs) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.layers.kernels import Pairs
+from jaxllm.layers.kernels import Pairs, Scoring
 from jaxllm.layers.parts import PARTS, Part
 
 _HEAD, _TAIL = 0, 1
@@ -36,7 +36,7 @@ def ring_attention(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     segments_BT: jax.Array,
-    scale: float,
+    scoring: Scoring,
     kernel: str,
     axis: str,
 ) -> jax.Array:
@@ -49,35 +49,47 @@ def ring_attention(
         k_BSKH: keys.
         v_BSKH: values.
         segments_BT: document of each position.
-        scale: of the scores.
+        scoring: how products become scores.
         kernel: name of one of `PARTS`.
         axis: mesh axis of the ring.
     """
     q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return _ring(q_BNTH, k_BKSH, v_BKSH, segments_BT, scale, PARTS[kernel], axis).swapaxes(1, 2)
+    return _ring(q_BNTH, k_BKSH, v_BKSH, segments_BT, scoring, PARTS[kernel], axis).swapaxes(1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _ring(
-    q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float, part: Part, axis: str
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments_BT: jax.Array,
+    scoring: Scoring,
+    part: Part,
+    axis: str,
 ) -> jax.Array:
-    return _forward(q_BNTH, k_BKSH, v_BKSH, segments_BT, scale, part, axis)[0]
+    return _forward(q_BNTH, k_BKSH, v_BKSH, segments_BT, scoring, part, axis)[0]
 
 
 def _forward(
-    q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array, scale: float, part: Part, axis: str
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments_BT: jax.Array,
+    scoring: Scoring,
+    part: Part,
+    axis: str,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     own = Pairs(q_BNTH, k_BKSH, v_BKSH, segments_BT, segments_BT)
 
     def add(done: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[jax.Array, ...]:
         """Merge in what the device's queries see of the keys held."""
-        more = part.attend(_seen(own, held, row), scale, causal=False)
+        more = part.attend(_seen(own, held, row), scoring, causal=False)
         for chunk, values in zip((_TAIL, row), zip(*map(_halves, more), strict=True), strict=True):
             done = _merge(done, chunk, *values)
         return done
 
     held = _pass_on((k_BKSH, v_BKSH, segments_BT), axis)
-    o_BNTH, normaliser_BNT = part.attend(own, scale, causal=True)
+    o_BNTH, normaliser_BNT = part.attend(own, scoring, causal=True)
 
     def step(carry: tuple[_Held, tuple[jax.Array, ...]], row: jax.Array) -> tuple[tuple[Any, ...], None]:
         held, done = carry
@@ -92,7 +104,7 @@ def _forward(
 
 
 def _backward(
-    scale: float, part: Part, axis: str, saved: tuple[jax.Array, ...], do_BNTH: jax.Array
+    scoring: Scoring, part: Part, axis: str, saved: tuple[jax.Array, ...], do_BNTH: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BNTH, k_BKSH, v_BKSH, segments_BT, *results = saved
     own = Pairs(q_BNTH, k_BKSH, v_BKSH, segments_BT, segments_BT)
@@ -101,12 +113,12 @@ def _backward(
     def add(dq_BNTH: jax.Array, dkv: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[Any, ...]:
         """Add the gradients of what the device's queries saw of the keys held."""
         of_queries = [_two(x, 2, _TAIL, row) for x in results]
-        dq, dk, dv = part.differentiate(_seen(own, held, row), *of_queries, scale, causal=False)
+        dq, dk, dv = part.differentiate(_seen(own, held, row), *of_queries, scoring, causal=False)
         dk_BKSH, dv_BKSH = dkv
         return _add(dq_BNTH, _TAIL, row, dq), (_add(dk_BKSH, _HEAD, row, dk), _add(dv_BKSH, _HEAD, row, dv))
 
     held = _pass_on((k_BKSH, v_BKSH, segments_BT), axis)
-    gradients = part.differentiate(own, *results, scale, causal=True)
+    gradients = part.differentiate(own, *results, scoring, causal=True)
     dq_BNTH, *dkv = (x.astype(jnp.float32) for x in gradients)
 
     def step(carry: tuple[Any, ...], row: jax.Array) -> tuple[tuple[Any, ...], None]:

@@ -28,7 +28,6 @@ from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import Norm
 from jaxllm.layers.param import GATHERED, Declaration, Recipe, Tree, initialise, leaves
 from jaxllm.models import stages
-from jaxllm.sharding import num_shards
 
 BLOCK_INPUT = "block_input"
 
@@ -44,7 +43,7 @@ class Block(nnx.Module):
         residual_std = std / (2 * model.num_layers) ** 0.5
         head_dim = model.head_dim(config.attention)
         self.attention_norm = Norm(config.norm, model.d_model, recipe)
-        self.attention = Attention(config.attention, model.d_model, head_dim, std, residual_std, recipe)
+        self.attention = Attention(config.attention, config.norm, model.d_model, head_dim, std, residual_std, recipe)
         self.mlp_norm = Norm(config.norm, model.d_model, recipe)
         self.mlp = MLP(config.mlp, model.d_model, std, residual_std, recipe)
 
@@ -98,7 +97,7 @@ class Decoder(nnx.Module):
     def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """All blocks, first to last: [B, T, D] -> [B, T, D]; over context, in head-tail order (see layers/context)."""
         if self.recipe.rules.staged:
-            num_micro = stages.count() if x_BTD.shape[0] % (stages.count() * num_shards()) == 0 else 1
+            num_micro = stages.num_micro(x_BTD.shape[0])
             return stages.forward(self.repeats, list(self.period), x_BTD, positions_BT, segments_BT, num_micro)
         for group in (self.prefix, self.period, self.remainder):
             if len(group):
@@ -144,7 +143,8 @@ class Decoder(nnx.Module):
         batch = balance({"tokens": tokens_BT, "positions": positions_BT, "segments": segments_BT}, rules)
         x_BTD = self.blocks(self.embed(batch["tokens"]), batch["positions"], batch["segments"])
         x_BTD = jax.reshard(self.final(x_BTD), rules.activation("batch", "sequence", None))
-        return Output(restore(logits(x_BTD, self.head_weight(), self.recipe), rules))
+        logits_BTV = logits(x_BTD, self.head_weight(), self.recipe, self.config.final_soft_cap)
+        return Output(restore(logits_BTV, rules))
 
 
 def _run_block(x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:

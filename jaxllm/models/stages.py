@@ -17,15 +17,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxllm.sharding import STAGES
+from jaxllm.sharding import STAGES, num_shards
 
-type Stage = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(parameters of R / S repeats, x[B, T, D], positions[B, T], segments[B, T]) -> x[B, T, D]."""
+type Stage[Result] = Callable[[Any, jax.Array, jax.Array, jax.Array], Result]
+"""(parameters of R / S repeats, x[B, T, D], positions[B, T], segments[B, T]) -> x[B, T, D], or more."""
 
 
 def count() -> int:
     """Stages of the ambient mesh."""
     return jax.sharding.get_abstract_mesh().shape[STAGES]
+
+
+def num_micro(num_rows: int) -> int:
+    """Micro-batches that a batch of so many rows is sent through the stages in, where nothing else says so."""
+    return count() if num_rows % (count() * num_shards()) == 0 else 1
 
 
 def numbers() -> jax.Array:
@@ -122,8 +127,10 @@ def at(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(x, jnp.clip(index, 0, x.shape[0] - 1), 0, keepdims=False)
 
 
-def run(stage: Stage, slots: Any, x_SBTD: jax.Array, micros: tuple[jax.Array, jax.Array], tick: Any) -> jax.Array:
-    """All stages at once, each on the micro-batch it has reached: [S, B, T, D].
+def run[Result](
+    stage: Stage[Result], slots: Any, x_SBTD: jax.Array, micros: tuple[jax.Array, jax.Array], tick: Any
+) -> Result:
+    """All stages at once, each on the micro-batch it has reached: [S, B, T, D], or whatever a stage returns.
 
     Args:
         stage: what one stage computes.
@@ -137,7 +144,12 @@ def run(stage: Stage, slots: Any, x_SBTD: jax.Array, micros: tuple[jax.Array, ja
 
 
 def forward(
-    stage: Stage, slots: Any, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, num_micro: int
+    stage: Stage[jax.Array],
+    slots: Any,
+    x_BTD: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    num_micro: int,
 ) -> jax.Array:
     """A whole batch through all stages, [B, T, D] -> [B, T, D], in M + S - 1 ticks."""
     x_MBTD, positions_MBT, segments_MBT = (split(x, num_micro) for x in (x_BTD, positions_BT, segments_BT))

@@ -202,11 +202,15 @@ def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
     match remat:
         case "none":
             # Two norms keep their input and their output. Attention's output is kept as the kernel and as the
-            # projection read it. silu(gate) x up keeps gate and up, the product behind it their product.
+            # projection read it. silu(gate) x up keeps gate and up, the product behind it their product. Norms of
+            # queries and keys keep their inputs.
+            heads = 3 * attention.num_heads + 2 * attention.kv_heads
+            if attention.qk_norm != "none":
+                heads += attention.num_heads + attention.kv_heads
             return _Values(
                 residual=2 * model.d_model,
                 whole=2 * model.d_model,
-                split=(3 * attention.num_heads + 2 * attention.kv_heads) * head_dim + 3 * block.mlp.d_ff,
+                split=heads * head_dim + 3 * block.mlp.d_ff,
                 statistics=attention.num_heads,
             )
         case "dots":
@@ -243,7 +247,8 @@ def activation_bytes(
 
     Values that a token keeps in a block:
 
-        none      4 D + (3 N + 2 K) H + 3 F   all that differentiation asks for, and N log-sum-exps in float32
+        none      4 D + (3 N + 2 K) H + 3 F   all that differentiation asks for, and N log-sum-exps in float32; with
+                                              norms of queries and keys (N + K) H more
         dots      2 D + (N + 2 K) H + 2 F     the block's input and the products' results: the book's seven
         block     D                           the block's input
         offload   D, in host memory           the same

@@ -3,8 +3,9 @@
     D d_model   F d_ff   V vocabulary   L blocks   N query heads   K key-value heads   H width of a head
     T tokens of a sequence
 
-Parameters of a block: attention 2 D (N + K) H, gated feed-forward 3 D F, two norms 2 D. Beside the blocks: the
-embedding V D, the head V D unless it is the embedding transposed, the last norm D.
+Parameters of a block: attention 2 D (N + K) H, gated feed-forward 3 D F, two norms 2 D; norms of queries and keys, if
+any, 2 H over each head or (N + K) H over the projection. Beside the blocks: the embedding V D, the head V D unless it
+is the embedding transposed, the last norm D.
 
 FLOPs: a matrix product does 2 a parameter and token forward and 4 backward, 6 in training. Attention's two products
 (queries with keys, weights with values) do 2 x 2 T N H a token and block forward, 12 T N H in training, over the full
@@ -105,13 +106,17 @@ def vocabulary(model: ModelConfig) -> int:
 
 
 def block_parameters(model: ModelConfig, block: BlockConfig) -> ParameterCount:
-    """Parameters of one block: attention 2 D (N + K) H, feed-forward 3 D F, norms 2 D (the book, chapter 4)."""
-    attention = block.attention
+    """Parameters of one block: attention 2 D (N + K) H, feed-forward 3 D F, norms 2 D (the book, chapter 4).
+
+    With them the norms of queries and keys: 2 H or (N + K) H.
+    """
+    attention, head_dim = block.attention, model.head_dim(block.attention)
     heads = attention.num_heads + attention.kv_heads
+    normalised = {"none": 0, "head": 2, "projection": heads}[attention.qk_norm]
     return ParameterCount(
-        attention=2 * model.d_model * heads * model.head_dim(attention),
+        attention=2 * model.d_model * heads * head_dim,
         mlp=3 * model.d_model * block.mlp.d_ff,
-        norm=2 * model.d_model,
+        norm=2 * model.d_model + normalised * head_dim,
     )
 
 

@@ -7,6 +7,8 @@ logits are computed twice:
     loss = sum_t w_t (logsumexp(l_t) - l_t[target]) + z sum_t w_t logsumexp(l_t)^2,  l = x W
     dl_t = w_t ((1 + 2 z logsumexp(l_t)) softmax(l_t) - onehot(target))
 
+With a soft cap c (see layers/soft_cap) l = c tanh(x W / c), and the gradient of x W is dl (1 - (l / c)^2).
+
 Weights are divided by the global number of valid tokens, and multiplied by the loss scale, before anything is summed:
 partial sums of micro-batches and devices then simply add up.
 
@@ -25,6 +27,7 @@ from jaxllm.config import LossConfig
 from jaxllm.layers.context import balance
 from jaxllm.layers.linear import weight_gradient
 from jaxllm.layers.param import Recipe, Tree
+from jaxllm.layers.soft_cap import slope, soft_cap
 from jaxllm.models.decoder import PERIOD, Decoder, merge
 from jaxllm.models.stages import Stage
 
@@ -61,7 +64,7 @@ class Parts(NamedTuple):
     """
 
     begin: Callable[[Tree, Batch], jax.Array]
-    stage: Stage
+    stage: Stage[jax.Array]
     end: Callable[[Tree, jax.Array, Batch], tuple[jax.Array, Rows]]
 
 
@@ -86,8 +89,9 @@ def next_token_loss(
     """`pretrain` from the last block's output on; of the parameters it needs the last norm's and the head's."""
     model = merge(decoder, params)
     with jax.named_scope("loss"):
+        cap = decoder.config.final_soft_cap
         return cross_entropy(
-            model.final(x_BTD), model.head_weight(), batch["targets"], batch["weights"], config, decoder.recipe
+            model.final(x_BTD), model.head_weight(), batch["targets"], batch["weights"], config, decoder.recipe, cap
         )
 
 
@@ -112,6 +116,7 @@ def cross_entropy(
     weights_BT: jax.Array,
     config: LossConfig,
     recipe: Recipe,
+    cap: float = 0.0,
 ) -> tuple[jax.Array, Rows]:
     """Summed cross-entropy and z-loss, differentiable in x and in the head's weight, and both per sample.
 
@@ -122,12 +127,20 @@ def cross_entropy(
         weights_BT: float32, how much each counts.
         config: weight of the z-loss; tokens a device holds logits of at a time.
         recipe: rules and dtypes.
+        cap: soft cap of the logits; 0 means none.
     """
     batch, length = jax.typeof(targets_BT).sharding.shard_shape(targets_BT.shape)  # of one device's share
     most = max(1, config.chunk // batch) if config.chunk else length
     columns = next(size for size in range(min(most, length), 0, -1) if length % size == 0)
     x_BTD = jax.reshard(x_BTD, recipe.rules.activation("batch", "sequence", None))
-    return _cross_entropy(x_BTD, weight_DV, targets_BT, weights_BT, config.z_loss, columns, recipe)
+    return _cross_entropy(x_BTD, weight_DV, targets_BT, weights_BT, _Terms(config.z_loss, cap), columns, recipe)
+
+
+class _Terms(NamedTuple):
+    """Static: the z-loss's weight, and the soft cap of the logits (0 means none)."""
+
+    z_loss: float
+    cap: float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -136,13 +149,13 @@ def _cross_entropy(
     weight_DV: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-    z_loss: float,
+    terms: _Terms,
     columns: int,
     recipe: Recipe,
 ) -> tuple[jax.Array, Rows]:
     def body(total: Columns, chunk: tuple[jax.Array, ...]) -> tuple[Columns, None]:
         x_BCD, targets_BC, weights_BC = chunk
-        added, _ = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, z_loss, recipe)
+        added, _ = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, terms, recipe)
         return jax.tree.map(jnp.add, total, added), None
 
     chunks = _split((x_BTD, targets_BT, weights_BT), columns)
@@ -155,7 +168,7 @@ def _forward(
     weight_DV: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-    z_loss: float,
+    terms: _Terms,
     columns: int,
     recipe: Recipe,
 ) -> tuple[tuple[jax.Array, Rows], tuple[jax.Array, jax.Array]]:
@@ -170,7 +183,7 @@ def _forward(
     ) -> tuple[tuple[Columns, jax.Array], jax.Array]:
         total, dweight_DV = carry
         x_BCD, targets_BC, weights_BC = chunk
-        added, dlogits_BCV = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, z_loss, recipe)
+        added, dlogits_BCV = _chunk_loss(x_BCD, weight_DV, targets_BC, weights_BC, terms, recipe)
         dlogits_BCV = dlogits_BCV.astype(x_BCD.dtype)
         dx_BCD = jax.lax.dot_general(dlogits_BCV, weight_DV, (((2,), (1,)), ((), ())), out_sharding=partial)
         dweight_DV += weight_gradient(x_BCD, dlogits_BCV, dweight_spec, recipe)
@@ -184,7 +197,7 @@ def _forward(
 
 
 def _backward(
-    z_loss: float,
+    terms: _Terms,
     columns: int,
     recipe: Recipe,
     saved: tuple[jax.Array, jax.Array],
@@ -238,10 +251,10 @@ def _chunk_loss(
     weight_DV: jax.Array,
     targets_BC: jax.Array,
     weights_BC: jax.Array,
-    z_loss: float,
+    terms: _Terms,
     recipe: Recipe,
 ) -> tuple[Columns, jax.Array]:
-    """The parts of one chunk's loss and the gradient with respect to its logits, float32[B, C, V]."""
+    """The parts of one chunk's loss and the gradient with respect to x W, float32[B, C, V]."""
     logits_spec = recipe.rules.activation("batch", "sequence", "vocab")
     logits_BCV = jax.lax.dot_general(
         x_BCD,
@@ -250,6 +263,7 @@ def _chunk_loss(
         preferred_element_type=jnp.float32,
         out_sharding=logits_spec,
     )
+    logits_BCV = soft_cap(logits_BCV, terms.cap)
     shifted_BCV = logits_BCV - jnp.max(logits_BCV, axis=-1, keepdims=True)
     exponential_BCV = jnp.exp(shifted_BCV)
     total_BC1 = jnp.sum(exponential_BCV, axis=-1, keepdims=True)
@@ -261,8 +275,9 @@ def _chunk_loss(
     log_z_BC = log_total_BC + jnp.max(logits_BCV, axis=-1)
     added = Columns(
         loss_BC=weights_BC * (log_total_BC - target_BC),
-        z_loss_BC=weights_BC * z_loss * jnp.square(log_z_BC),
+        z_loss_BC=weights_BC * terms.z_loss * jnp.square(log_z_BC),
     )
-    factor_BC1 = (weights_BC * (1 + 2 * z_loss * log_z_BC))[:, :, None]
+    factor_BC1 = (weights_BC * (1 + 2 * terms.z_loss * log_z_BC))[:, :, None]
     hit_BCV = jnp.where(is_target_BCV, weights_BC[:, :, None], 0.0)
-    return added, factor_BC1 * (exponential_BCV / total_BC1) - hit_BCV
+    dlogits_BCV = factor_BC1 * (exponential_BCV / total_BC1) - hit_BCV
+    return added, dlogits_BCV * slope(logits_BCV, terms.cap) if terms.cap else dlogits_BCV

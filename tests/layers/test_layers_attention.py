@@ -15,8 +15,8 @@ from jaxllm.layers.attention import attend, choose
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import merge
 
-KERNELS = {"xla": (300, 16), "splash": (640, 64)}
-"""Lengths of three and of five blocks of queries, and widths of a head."""
+KERNELS = {"xla": (300, 16, 0.0), "splash": (640, 64, 1.5)}
+"""Lengths of three and of five blocks of queries, widths of a head, and soft caps (`xla` has one in other tests)."""
 
 
 def packed(rows, length):
@@ -35,7 +35,7 @@ def inputs(length, head_dim, rows=4):
 def attended(request):
     """Length, segments, probed positions, inputs, result and gradients of one probed position a row."""
     kernel = request.param
-    length, head_dim = KERNELS[kernel]
+    length, head_dim, cap = KERNELS[kernel]
     q, k, v, cotangent = inputs(length, head_dim)
     segments = packed(4, length)
     probed = np.array([length - 1, 290, 256, 100])
@@ -43,28 +43,29 @@ def attended(request):
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(segments), kernel, Recipe()), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(segments), kernel, Recipe(), cap), q, k, v)
         return result, pull(jnp.asarray(cotangent))
 
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         result, gradients = differentiate(q, k, v)
-    return segments, probed, (q, k, v), cotangent, np.asarray(result), [np.asarray(x) for x in gradients]
+    return segments, probed, (q, k, v), cotangent, np.asarray(result), [np.asarray(x) for x in gradients], cap
 
 
-def plain(q, k, v, segments):
+def plain(q, k, v, segments, cap):
     """Softmax attention over all pairs at once, heads repeated."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[3] ** -0.5
+    scores = jnp.tanh(scores / cap) * cap if cap else scores
     seen = np.tril(segments[:, :, None] == segments[:, None, :])
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf)), v)
 
 
 def test_every_block_computes_plain_attention_and_its_gradient(attended):
-    segments, _, qkv, cotangent, result, gradients = attended
+    segments, _, qkv, cotangent, result, gradients, cap = attended
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, cap), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
 
     names = ("result", "dq", "dk", "dv")
@@ -76,7 +77,7 @@ def test_every_block_computes_plain_attention_and_its_gradient(attended):
 
 
 def test_a_position_depends_on_the_past_of_its_document_only(attended):
-    segments, probed, _, _, _, (dq, dk, dv) = attended
+    segments, probed, _, _, _, (dq, dk, dv), _ = attended
     positions = np.arange(segments.shape[1])
     for row, t in enumerate(probed):
         seen = (positions <= t) & (segments[row] == segments[row, t])
@@ -182,6 +183,14 @@ def test_a_kernel_asked_for_by_name_runs_in_a_ring_or_stops(kernel, platform, re
 )
 def test_auto_is_the_platform_s_own(platform, dtype, kernel):
     assert choose("auto", platform, 256, 128, dtype) == kernel
+
+
+def test_a_soft_cap_is_honoured_or_refused():
+    sentence = "cudnn has no soft cap of logits, which model.attention.soft_cap = 50 asks for"
+    with pytest.raises(ValueError, match=sentence):
+        choose("cudnn", "gpu", 256, 128, "bfloat16", cap=50.0)
+    assert choose("auto", "gpu", 256, 128, "bfloat16", cap=50.0) == "xla"
+    assert choose("auto", "tpu", 256, 128, "bfloat16", cap=50.0) == "splash"
 
 
 def test_auto_falls_back_with_one_sentence(caplog):

@@ -15,8 +15,8 @@ from jaxllm.layers.context import balance, restore
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import merge
 
-RINGS = {"xla": (8, 96, 16), "splash": (2, 512, 64)}
-"""By kernel: devices, length, width of a head. Two devices have no turn of the ring's loop, eight have six."""
+RINGS = {"xla": (8, 96, 16, 0.0), "splash": (2, 512, 64, 1.5)}
+"""By kernel: devices, length, width of a head, soft cap. Two devices have no turn of the loop, eight have six."""
 
 
 def ring(context):
@@ -31,19 +31,20 @@ def head_tail(context, length):
     return np.concatenate([chunks[[i, 2 * context - 1 - i]].reshape(-1) for i in range(context)])
 
 
-def plain(q, k, v, segments):
+def plain(q, k, v, segments, cap):
     """Softmax attention over all pairs at once, heads repeated."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[3] ** -0.5
+    scores = jnp.tanh(scores / cap) * cap if cap else scores
     seen = np.tril(segments[:, :, None] == segments[:, None, :])
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf)), v)
 
 
 @pytest.fixture(scope="module", params=RINGS)
 def attended(request):
-    """Segments, probed positions, inputs, and of a ring: result, gradients, gradients of the probed positions."""
+    """Soft cap, segments, probed positions, inputs; of a ring: result, gradients, gradients of the probed positions."""
     kernel = request.param
-    context, length, head_dim = RINGS[kernel]
+    context, length, head_dim, cap = RINGS[kernel]
     random = np.random.default_rng(0)
     q, k, v, cotangent = (random.normal(size=(3, length, heads, head_dim)).astype(np.float32) for heads in (4, 2, 2, 4))
     # documents that end within a chunk, one over nearly all of the devices, and one of the whole row
@@ -57,22 +58,22 @@ def attended(request):
 
     @tiny.quick_jit
     def differentiate(q, k, v, segments, cotangent):
-        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, kernel, Recipe(rules)), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, kernel, Recipe(rules), cap), q, k, v)
         return result, pull(cotangent)
 
     with jax.set_mesh(mesh):
         arrays = [jax.device_put(x[:, order], laid) for x in (q, k, v, segments, cotangent, probe)]
         found = *differentiate(*arrays[:5]), differentiate(*arrays[:4], arrays[5])[1]
     natural = jax.tree.map(lambda x: np.asarray(x)[:, np.argsort(order)], found)
-    return segments, probed, (q, k, v), cotangent, *natural
+    return cap, segments, probed, (q, k, v), cotangent, *natural
 
 
 def test_a_ring_computes_plain_attention_and_its_gradient(attended):
-    segments, _, qkv, cotangent, result, gradients, _ = attended
+    cap, segments, _, qkv, cotangent, result, gradients, _ = attended
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, cap), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
 
     names = ("result", "dq", "dk", "dv")
@@ -84,7 +85,7 @@ def test_a_ring_computes_plain_attention_and_its_gradient(attended):
 
 
 def test_a_position_depends_on_the_past_of_its_document_only_around_the_ring(attended):
-    segments, probed, *_, (dq, dk, dv) = attended
+    _, segments, probed, *_, (dq, dk, dv) = attended
     positions = np.arange(segments.shape[1])
     for row, t in enumerate(probed):
         seen = (positions <= t) & (segments[row] == segments[row, t])

@@ -53,6 +53,7 @@ MODELS = {
         period=(block(48, 10.0), block(112, 1000.0)),
         initializer_std=0.1,
     ),
+    "queries and keys normalised by head, then by projection; soft caps": tiny.GUARDED,
 }
 
 
@@ -74,7 +75,7 @@ def test_loss_and_gradients_are_the_oracle_s(name):
 
 
 def test_logits_are_the_oracle_s_and_positions_count_from_0_by_default():
-    model = MODELS["grouped queries, own head"]
+    model = tiny.GUARDED
     tokens = tiny.make_batch(rows=2)["tokens"]
     running = tiny.program(tiny.experiment(model))
     with jax.set_mesh(running.mesh):

@@ -47,6 +47,17 @@ def test_the_decoder_declares_what_is_counted(name):
     assert sum(leaf.size for _, leaf in declared) == parameters(model(name)).total
 
 
+def test_norms_of_queries_and_keys_are_counted():
+    counts = {}
+    for kind in ("none", "head", "projection"):
+        base = model("llama3-8b")
+        config = msgspec.structs.replace(base, attention=msgspec.structs.replace(base.attention, qk_norm=kind))
+        counts[kind] = sum(leaf.size for _, leaf in leaves(declarations(Decoder(config, Recipe()))))
+        assert parameters(config).total == counts[kind]
+    assert counts["head"] - counts["none"] == 32 * 2 * 128
+    assert counts["projection"] - counts["none"] == 32 * (32 + 8) * 128
+
+
 def test_every_preset_is_named_counted_and_has_a_length():
     assert set(CONTEXT_LENGTHS) == set(PRESETS)
     assert {CONTEXT_LENGTHS[name] for name in ("llama-7b", "llama-65b")} == {2048}

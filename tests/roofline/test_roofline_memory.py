@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
@@ -121,11 +122,14 @@ def test_tensor_splits_heads_and_units_and_sequence_parallelism_the_residual_str
     assert both == 32 * 8192 * 2 * (2 * d + split) // 4
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "block"])
-def test_kept_is_what_jax_keeps(remat):
+@pytest.mark.parametrize(
+    ("remat", "qk_norm"), [("none", "none"), ("dots", "none"), ("block", "none"), ("none", "head"), ("dots", "head")]
+)
+def test_kept_is_what_jax_keeps(remat, qk_norm):
     """Trace the decoder for a TPU that is not here and weigh what its forward pass hands to its backward pass."""
     layers, batch, length = 5, 3, 384
     model = decoder(d_model=320, num_layers=layers, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=448, vocab=512)
+    model = msgspec.structs.replace(model, attention=msgspec.structs.replace(model.attention, qk_norm=qk_norm))
     module = Decoder(model, Recipe(parameters="bfloat16", compute="bfloat16"), remat=remat)
     mesh = AbstractMesh(
         (1,) * len(AXES),

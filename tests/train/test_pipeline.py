@@ -43,6 +43,15 @@ def test_loss_and_gradients_are_those_of_one_device(name, schedule, one):
     tiny.assert_close(gradients, one[1], 1e-5)
 
 
+def test_norms_of_queries_and_keys_and_soft_caps_are_those_of_one_device():
+    model = msgspec.structs.replace(tiny.GUARDED, period=tiny.GUARDED.period[:1])
+    one = tiny.loss_and_gradients(tiny.experiment(model), tiny.make_batch())
+    config = tiny.experiment(model, MeshConfig(pipe=2, fsdp=1, tensor=2), accumulate=2)
+    loss, gradients = tiny.loss_and_gradients(config, tiny.make_batch())
+    assert loss == pytest.approx(one[0], rel=1e-6)
+    tiny.assert_close(gradients, one[1], 1e-5)
+
+
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
 def test_a_device_holds_its_share_before_and_after_a_step(optimizer):
     mesh, num_micro = MESHES["pipe 2 x fsdp 2 x tensor 2"]
