@@ -50,7 +50,7 @@ from jaxllm.config.optim import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig
+from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig, WatchConfig
 from jaxllm.config.train import LossConfig, PrecisionConfig, TrainConfig
 from jaxllm.config.tree import read_toml
 from jaxllm.config.tune import LoRAConfig, TuneConfig
@@ -106,6 +106,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "TuneConfig",
+    "WatchConfig",
     "describe",
     "differences",
     "dump",

@@ -31,6 +31,7 @@ MAY_CHANGE: tuple[Freedom, ...] = (
     Freedom("run.name", "a name computes nothing"),
     Freedom("run.directory", "a run may be moved"),
     Freedom("log", "what is written down is not what is computed"),
+    Freedom("watch", "watching changes no parameter"),
     Freedom("profile", "a trace is not what is computed"),
     Freedom("evaluation", "evaluation changes no parameter"),
     Freedom("checkpoint", "what is kept is not what is computed"),

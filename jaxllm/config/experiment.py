@@ -6,7 +6,7 @@ from jaxllm.config.guard import GuardConfig
 from jaxllm.config.mesh import MeshConfig
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.optim import OptimConfig
-from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig
+from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig, WatchConfig
 from jaxllm.config.train import TrainConfig
 from jaxllm.config.tune import TuneConfig
 
@@ -32,6 +32,7 @@ class Experiment(Section, frozen=True, kw_only=True):
         evaluation: on the held-out split.
         checkpoint: what is kept.
         log: what is written down.
+        watch: what is watched besides the loss.
         profile: a trace of some steps.
     """
 
@@ -47,6 +48,7 @@ class Experiment(Section, frozen=True, kw_only=True):
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    watch: WatchConfig = WatchConfig()
     profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self) -> None:

@@ -141,6 +141,9 @@ class OptimConfig(Section, frozen=True, kw_only=True):
         schedule: the rate over optimizer steps, of which the data phases give the number.
         optimizer: the update rule.
         clip_norm: gradients of a larger global norm are scaled down to it; 0 means never.
+        update_clip: of each parameter, layer by layer, the root mean square of an update (learning rate and weight
+            decay included) is at most this times the parameter's own, or times 1e-3 where that is less (Shazeer and
+            Stern 2018, sections 6 and 8; see jaxllm/train/optim); 0 means no limit. Such as 0.1.
         embedding_gradient_scale: the embedding's gradient is multiplied by it (GLM-130B: 0.1; Zeng et al. 2022).
         loss_scale: for float16 compute.
     """
@@ -149,12 +152,14 @@ class OptimConfig(Section, frozen=True, kw_only=True):
     schedule: ScheduleConfig = Cosine()
     optimizer: OptimizerConfig = AdamW()
     clip_norm: float = 1.0
+    update_clip: float = 0.0
     embedding_gradient_scale: float = 1.0
     loss_scale: LossScaleConfig = LossScaleConfig()
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number such as 3e-4")
         require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "use a positive number, or 0 for no clipping")
+        require(self.update_clip >= 0, "update_clip", self.update_clip, "use a fraction such as 0.1, or 0 for none")
         require(
             0 < self.embedding_gradient_scale <= 1,
             "embedding_gradient_scale",

@@ -22,6 +22,25 @@ class LogConfig(Section, frozen=True, kw_only=True):
         require(self.interval >= 1, "interval", self.interval, "use 1 or more")
 
 
+class WatchConfig(Section, frozen=True, kw_only=True):
+    """What is watched besides the loss; watching changes nothing that is computed.
+
+    Every step tells the gradient's norm and the size of the update relative to the parameters by group: embedding,
+    head, norms, attention, mlp. Every `interval` steps a forward pass of its own, over the step's batch and before its
+    update, tells of each layer the residual stream's root mean square and largest magnitude and the largest attention
+    logit (see jaxllm/train/watch).
+
+    Attributes:
+        interval: steps between these passes, each of which takes about as long as an evaluation of the same batch;
+            0 means that nothing is watched.
+    """
+
+    interval: int = 100
+
+    def __post_init__(self) -> None:
+        require(self.interval >= 0, "interval", self.interval, "use 0 (nothing is watched) or more")
+
+
 class EvalConfig(Section, frozen=True, kw_only=True):
     """Evaluation on the held-out split.
 

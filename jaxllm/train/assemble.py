@@ -21,6 +21,7 @@ from jaxllm.train.optim import make_optimizer
 from jaxllm.train.schedule import schedule
 from jaxllm.train.state import Trained, TrainState, everything, init_state
 from jaxllm.train.step import make_eval_step, make_train_step
+from jaxllm.train.watch import make_watch
 from jaxllm.tune.lora import adapters
 
 FIELDS: Mapping[str, str] = {
@@ -51,6 +52,7 @@ class Program:
             all parameters are trained.
         evaluate: (the decoder's parameters, batch) -> sums.
         rules: of the guard.
+        watch: (parameters that are trained, batch, base) -> what `train.watch.make_watch` tells.
     """
 
     mesh: Mesh
@@ -62,6 +64,7 @@ class Program:
     step: Any
     evaluate: Callable[[Any, Batch], dict[str, jax.Array]]
     rules: RulesConfig
+    watch: Any
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -176,8 +179,9 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         sequence_parallel = experiment.mesh.sequence_parallel
         sharding.check_batch(phase.batch_size, train.accumulate, length, sizes, sequence_parallel, index)
         for block in model.blocks:
-            head_dim = model.head_dim(block.attention)
-            choose(block.attention.kernel, platform, length, head_dim, train.precision.compute, sizes["context"])
+            attention, dtype = block.attention, train.precision.compute
+            head_dim, context = model.head_dim(attention), sizes["context"]
+            choose(attention.kernel, platform, length, head_dim, dtype, context, attention.soft_cap)
     rules = sharding.make_rules(experiment.mesh, sizes)
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)
@@ -196,11 +200,11 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         optimizer,
         rate,
         train,
-        loss_scale,
+        experiment.optim,
         len(experiment.data.sources),
         trained,
         experiment.guard,
-        experiment.optim.schedule.warmup_steps,
+        watched=bool(experiment.watch.interval),
     )
     return Program(
         mesh=mesh,
@@ -215,4 +219,5 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         step=jax.jit(step, donate_argnums=0),
         evaluate=jax.jit(make_eval_step(decoder, train)),
         rules=experiment.guard.rules,
+        watch=jax.jit(make_watch(decoder, train, trained)),
     )

@@ -90,8 +90,9 @@ class Loggers:
             self._try(name, lambda name=name: self._loggers.update({name: _open(name, directory, run, config)}))
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A record of metrics.jsonl."""
-        numbers = {f"train/{name}": float(value) for name, value in record.items() if _is_number(value)}
+        """A record of metrics.jsonl; of a list, which has a number a layer, the largest one."""
+        scalars = {name: _largest(value) if isinstance(value, list) else value for name, value in record.items()}
+        numbers = {f"train/{name}": float(value) for name, value in scalars.items() if _is_number(value)}
         del numbers["train/step"]
         for name, logger in self._loggers.items():
             self._try(name, lambda logger=logger: logger.log(record["step"], numbers))
@@ -137,6 +138,11 @@ def _open(name: str, directory: Place, run: str, config: Mapping[str, Any]) -> L
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _largest(values: list[float]) -> float:
+    """NaN if any of them is."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def _run_id(storage: Storage) -> str:

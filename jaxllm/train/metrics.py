@@ -21,6 +21,10 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
     loss_limit                             the loss above which a step is part of a spike
     flags                                  what the guard's rules flagged (see train/guard/rules); absent if nothing
     worst_samples                          beside flags: the samples with the highest losses, each with its loss
+    grad_norm/GROUP, update_ratio/GROUP    of the groups embedding, head, norms, attention and mlp: gradient norm, and
+                                           update norm over parameter norm
+    activation_rms, activation_max,        every `watch.interval` steps, lists with a number a layer, first to last:
+    attention_logit_max                    see jaxllm/train/watch
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
 step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:

@@ -6,9 +6,16 @@
     adam              m / (sqrt(v) + epsilon), bias-corrected (Kingma and Ba 2015), of every parameter that muon has not
     weight_decay      + weight_decay * parameter for the role matrix, decoupled (Loshchilov and Hutter 2019)
 
-The step multiplies the result by the negative learning rate; no schedule is in here. The names are the keys of the
-optimizer's state; each link's state is a nested dict of the parameters it serves and of no others, so that there is
-no second moment for what muon updates.
+The step multiplies the result by the negative learning rate; no schedule is in here. To what comes of that, u, it
+applies `limit`, where `optim.update_clip` = c asks for it, to every layer of every parameter p:
+
+    u min(1, c max(rms(p), 1e-3) / rms(u))
+
+Adafactor (Shazeer and Stern 2018) clips an update's root mean square (section 6) and sizes it relative to the
+parameter's, at least 1e-3 (section 8); this is its clip with its relative size as the threshold.
+
+The links' names are the keys of the optimizer's state; each link's state is a nested dict of the parameters it serves
+and of no others, so that there is no second moment for what muon updates.
 """
 
 from collections.abc import Collection
@@ -19,13 +26,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxllm.config import AdamW, Muon, OptimConfig
-from jaxllm.layers.param import Role, Tree, leaves, tree_map
+from jaxllm.layers.param import Declaration, Role, Tree, leaves, tree_map
 from jaxllm.models.decoder import nest
 from jaxllm.sharding import Rules
 from jaxllm.train.muon import scale_by_muon
 
 _MATRIX: frozenset[Role] = frozenset({"matrix"})
 _ALL: frozenset[Role] = frozenset(get_args(Role))
+_SMALLEST_RMS = 1e-3
+"""Of a parameter, for `limit`: one that is zero may still grow. Adafactor's epsilon_2."""
 
 
 def make_optimizer(
@@ -62,7 +71,42 @@ def make_optimizer(
 
 def global_norm(tree: Tree) -> jax.Array:
     """Euclidean norm of all values together, float32 scalar, of arrays sharded in any way."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))
+    return norm(squares(tree))
+
+
+def squares(tree: Tree) -> Tree:
+    """The sum of squares of each array, float32 scalars, of arrays sharded in any way."""
+    return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32))), tree)
+
+
+def norm(squares: Any) -> jax.Array:
+    """The root of the sum of sums of squares."""
+    return jnp.sqrt(sum(jax.tree.leaves(squares)))
+
+
+def limit(updates: Tree, params: Tree, declarations: Tree, clip: float) -> Tree:
+    """Updates of a root mean square at most `clip` times the parameter's, or 1e-3, in each layer (see above).
+
+    Args:
+        updates: what is to be added to the parameters, float32.
+        params: laid as the updates are.
+        declarations: which dims count layers.
+        clip: the largest ratio.
+    """
+
+    def shorten(update: jax.Array, value: jax.Array, leaf: Declaration) -> jax.Array:
+        dims = tuple(range(leaf.stacked, update.ndim))
+        allowed = clip * jnp.maximum(_root_mean_square(value.astype(jnp.float32), dims), _SMALLEST_RMS)
+        # a zero update stays zero, whatever it is multiplied by
+        size = jnp.maximum(_root_mean_square(update, dims), jnp.finfo(jnp.float32).tiny)
+        return update * jnp.minimum(1.0, allowed / size)
+
+    with jax.named_scope("update_clip"):
+        return tree_map(shorten, updates, params, declarations)
+
+
+def _root_mean_square(value: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(value), axis=dims, keepdims=True))
 
 
 def _scale_embedding(scale: float, declarations: Tree) -> optax.GradientTransformation:

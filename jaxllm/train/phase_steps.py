@@ -12,6 +12,7 @@ from jaxllm.train.assemble import Program
 from jaxllm.train.objectives import Batch
 from jaxllm.train.state import TrainState
 from jaxllm.train.throughput import Meter
+from jaxllm.train.watch import LAYERS
 
 
 class PhaseSteps:
@@ -28,7 +29,9 @@ class PhaseSteps:
         compute = experiment.train.precision.compute
         adapters = program.trained.num_adapters
         self._meters = [Meter(model, program.mesh, phase, compute, adapters) for phase in experiment.data.phases]
+        self._interval = experiment.watch.interval
         self._compiled: dict[tuple[int, ...], Any] = {}
+        self._watches: dict[tuple[int, ...], Any] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -54,19 +57,34 @@ class PhaseSteps:
         if shape in self._compiled:
             return False
         self._compiled[shape] = self._program.step.lower(state, batch, base).compile()
+        if self._interval:
+            self._watches[shape] = self._program.watch.lower(state.params, batch, base).compile()
         return True
 
-    def run(self, state: TrainState, batch: Batch, base: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The compiled step."""
-        return self._compiled[batch["tokens"].shape](state, batch, base)
+    def run(self, step: int, state: TrainState, batch: Batch, base: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The compiled step, of a number from 0; its metrics have what is watched, where that is due."""
+        shape, seen = batch["tokens"].shape, {}
+        if self.is_watched(step + 1):
+            seen, _ = self._watches[shape](state.params, batch, base)  # before the step takes the state away
+        state, metrics = self._compiled[shape](state, batch, base)
+        return state, metrics | seen
+
+    def is_watched(self, step: int) -> bool:
+        """Whether the record of a step, from 1, has what only some steps tell."""
+        return bool(self._interval) and step % self._interval == 0
 
     def numbers(self, batches: Batches, step: int, seconds: float) -> dict[str, Any]:
         """Of a step (from 0) that took so long: tokens_seen, and what the meter reads."""
         meter = self._meters[batches.steps.phase(step)]
         return {"tokens_seen": batches.steps.num_tokens(step + 1), **meter.read(seconds)}
 
-    def by_source(self, values: dict[str, Any]) -> dict[str, float]:
-        """Takes source_loss and source_tokens out of a step's metrics: loss and tokens of each source that has any."""
+    def take_arrays(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Takes out of a step's metrics what are arrays, as a record has them: by source, and by layer."""
+        by_layer = {name: values.pop(name).tolist() for name in LAYERS if name in values}
+        return {**self._by_source(values), **by_layer}
+
+    def _by_source(self, values: dict[str, Any]) -> dict[str, float]:
+        """Loss and tokens of each source that has any."""
         losses, tokens = values.pop("source_loss", ()), values.pop("source_tokens", ())
         found = [one for one in zip(self._data.source_names, losses, tokens, strict=False) if one[2]]
         return {f"loss/{name}": float(loss) for name, loss, _ in found} | {

@@ -2,6 +2,8 @@
 
     gradients -> verdict of the guard's rules -> optimizer's direction -> params - learning rate * direction
 
+The last product is limited where `optim.update_clip` asks for it (see `optim`).
+
 A step whose loss or gradients are not finite, or that the rules call an outlier, drops its update by `lax.cond`:
 parameters, moments and `optimizer_step` stay, `step` counts on. With float16 compute a step that is not finite also
 halves the loss scale (Micikevicius et al. 2018).
@@ -17,7 +19,7 @@ import msgspec
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxllm.config import GuardConfig, LossScaleConfig, Off, TrainConfig
+from jaxllm.config import GuardConfig, Off, OptimConfig, TrainConfig
 from jaxllm.layers.context import balance
 from jaxllm.layers.param import Tree, tree_map
 from jaxllm.models.decoder import Decoder
@@ -26,9 +28,10 @@ from jaxllm.train.gradients import accumulate
 from jaxllm.train.guard.rules import judge
 from jaxllm.train.loss_scale import next_loss_scale
 from jaxllm.train.objectives import Batch, Rows, pretrain, pretrain_parts
-from jaxllm.train.optim import global_norm
+from jaxllm.train.optim import limit, norm, squares
 from jaxllm.train.pipeline import pipeline
 from jaxllm.train.state import NO_BASE, Trained, TrainState, everything
+from jaxllm.train.watch import by_group
 
 Metrics = dict[str, jax.Array]
 
@@ -68,11 +71,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     config: TrainConfig,
-    loss_scale: LossScaleConfig,
+    optim: OptimConfig,
     num_sources: int = 1,
     trained: Trained | None = None,
     guard: GuardConfig = UNGUARDED,
-    warmup_steps: int = 0,
+    watched: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step of pretraining: (state, batch, base) -> (state, metrics), the base only where not all is trained.
 
@@ -84,10 +87,10 @@ def make_train_step(
     The other metrics are scalars, but for the first: batch_digest (uint32[2], which tokens were trained on, and where
     in the batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm
     (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
-    (accepted updates so far) and loss_scale; and, where there is a guard, its rules' flags, alarm, onset, reasons,
-    clean and loss_limit (see guard.rules.Verdict; drift counts from the optimizer step `warmup_steps` on), and
-    worst_rows and worst_losses (int32 and float32[4], or fewer): the batch's rows with the highest mean loss over their
-    tokens, the highest first.
+    (accepted updates so far) and loss_scale; where the step is `watched`, those of `watch.by_group`; and, where there
+    is a guard, its rules' flags, alarm, onset, reasons, clean and loss_limit (see guard.rules.Verdict; drift counts
+    from the first step behind the warm-up on), and worst_rows and worst_losses (int32 and float32[4], or fewer): the
+    batch's rows with the highest mean loss over their tokens, the highest first.
     """
     trained = trained or everything(decoder)
     declared, recipe = trained.declared, decoder.recipe
@@ -95,7 +98,7 @@ def make_train_step(
     gradients = make_gradients(decoder, config, trained)
     guarded = guard.drop or not isinstance(guard.policy, Off)
     rules_config = guard.rules if guard.drop else msgspec.structs.replace(guard.rules, max_drops=0)
-    smallest_scale = loss_scale.minimum if recipe.compute == "float16" else 1.0
+    smallest_scale = optim.loss_scale.minimum if recipe.compute == "float16" else 1.0
 
     def to_optimizer(params: Tree) -> Tree:
         return tree_map(lambda value, leaf: jax.reshard(value, rules.optimizer(leaf.axes)), params, declared)
@@ -109,7 +112,8 @@ def make_train_step(
         grads, rows, num_tokens = gradients(state.params, tokens, scale, base)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
-        grad_norm = global_norm(grads)
+        grad_squares, param_squares = squares(grads), squares(state.params)
+        grad_norm = norm(grad_squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.optimizer_step) * state.learning_rate_scale
         told: Metrics = {}
@@ -117,7 +121,7 @@ def make_train_step(
         if guarded:
             # The barrier keeps the compiler from merging what is judged with what is trained: the same bits without it.
             seen_loss, seen_norm = jax.lax.optimization_barrier((loss, grad_norm))
-            settled, excused = state.optimizer_step >= warmup_steps, scale > smallest_scale
+            settled, excused = state.optimizer_step >= optim.schedule.warmup_steps, scale > smallest_scale
             verdict, memory = judge(rules_config, state.guard, state.step + 1, seen_loss, seen_norm, settled, excused)
             state, accepted = dataclasses.replace(state, guard=memory), ~verdict.drop
             told = {
@@ -132,38 +136,41 @@ def make_train_step(
         if "drop" in batch:
             accepted &= ~batch["drop"]
 
-        def accept(state: TrainState) -> tuple[TrainState, jax.Array]:
+        def accept(state: TrainState) -> tuple[TrainState, Tree]:
             with jax.named_scope("optimizer"):
                 params = to_optimizer(state.params)
                 direction, moments = optimizer.update(grads, state.optimizer, params)
                 update = jax.tree.map(lambda value: -rate * value, direction)
+                if optim.update_clip:
+                    update = limit(update, params, declared, optim.update_clip)
                 params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
             changed = dataclasses.replace(
                 state, params=to_storage(params), optimizer=moments, optimizer_step=state.optimizer_step + 1
             )
-            return changed, global_norm(update)
+            return changed, squares(update)
 
-        def drop(state: TrainState) -> tuple[TrainState, jax.Array]:
-            return state, jnp.zeros(())
+        def drop(state: TrainState) -> tuple[TrainState, Tree]:
+            return state, jax.tree.map(jnp.zeros_like, param_squares)
 
-        param_norm = global_norm(state.params)
-        state, update_norm = jax.lax.cond(accepted, accept, drop, state)
+        state, update_squares = jax.lax.cond(accepted, accept, drop, state)
         if recipe.compute == "float16":
-            state = dataclasses.replace(state, loss_scale=next_loss_scale(loss_scale, state.loss_scale, finite))
+            state = dataclasses.replace(state, loss_scale=next_loss_scale(optim.loss_scale, state.loss_scale, finite))
         metrics = {
             "batch_digest": _batch_digest(batch),
             "loss": loss,
             "z_loss": z_loss,
             "tokens": num_tokens,
             "grad_norm": grad_norm,
-            "param_norm": param_norm,
-            "update_norm": update_norm,
+            "param_norm": norm(param_squares),
+            "update_norm": norm(update_squares),
             "learning_rate": rate,
             "skipped": 1.0 - accepted,
             "optimizer_step": state.optimizer_step,
             "loss_scale": scale,
             **told,
         }
+        if watched:
+            metrics |= by_group(declared, grad_squares, param_squares, update_squares)
         if num_sources > 1:
             metrics |= by_source(batch, rows, num_tokens, num_sources)
         return dataclasses.replace(state, step=state.step + 1), metrics

@@ -105,7 +105,7 @@ class Stepping:
                 state = self._program.begin_phase(state)
             if self._phases.compile(state, batch, base):
                 self._clock = time.perf_counter() - waited
-            state, metrics = self._phases.run(state, batch, base)
+            state, metrics = self._phases.run(step, state, batch, base)
             self._stop.at_once = False  # from here on there is something to save
             ballot = self._votes.cast(self._stop.asked, self.record.get("step_seconds", 0.0), waited)
             if pending is not None:
@@ -146,7 +146,7 @@ class Stepping:
         values = jax.device_get(metrics)
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         digest = digests.text(values.pop("batch_digest"))
-        by_source = self._phases.by_source(values)
+        arrays = self._phases.take_arrays(values)
         votes = self._votes.read(ballot)
         self._asked |= bool(votes[:, 0].any())
         self.halted = self._heed(step, values)
@@ -166,7 +166,7 @@ class Stepping:
             "data_cursor": batches.cursor(step - 1),
             "batch_digest": digest,
             **found,
-            **by_source,
+            **arrays,
         }
         if not self._votes.alone:
             # Of a step's time the votes know that of the last one read.
@@ -176,7 +176,8 @@ class Stepping:
                 "slowest_data_seconds": float(votes[slowest, 2]),
                 "slowest_step_seconds": float(votes[:, 1].max()),
             }
-        if due(step, self._experiment.log.interval) or step == batches.num_steps or found:
+        told = bool(found) or self._phases.is_watched(step)
+        if due(step, self._experiment.log.interval) or step == batches.num_steps or told:
             self._records.step(record)
         self._console.step(record)
 

@@ -73,7 +73,7 @@ def test_a_part_of_the_help():
         (
             "qqq",
             "the sections are schema_version, run, model, data, mesh, train, tune, optim, guard, evaluation, "
-            "checkpoint, log, profile",
+            "checkpoint, log, watch, profile",
         ),
     ],
 )

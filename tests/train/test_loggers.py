@@ -130,6 +130,14 @@ def test_wandb_gets_numbers_over_our_own_step(tmp_path, wandb):
     assert wandb.calls[-1] == ("finish", (), {})
 
 
+def test_of_a_number_a_layer_the_largest_is_told(tmp_path, wandb):
+    layers = {"activation_rms": [1.0, 3.0, 2.0], "activation_max": [9.0, math.nan, 1.0]}
+    make(["wandb"], tmp_path).step({"attempt": 0, "step": 5, **layers})
+    ((told,),) = wandb.of("log")
+    assert math.isnan(told.pop("train/activation_max"))
+    assert told == {"step": 5, "train/attempt": 0, "train/activation_rms": 3.0}
+
+
 def test_a_resumed_run_goes_on_under_its_id_and_another_has_its_own(tmp_path, wandb, swanlab):
     for directory in ("one", "one", "two"):
         (tmp_path / directory).mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm.config import AdamW, OptimConfig
 from jaxllm.layers.param import Tree, leaves, tree_map
-from jaxllm.train.optim import global_norm, make_optimizer
+from jaxllm.train.optim import global_norm, limit, make_optimizer
 from tests.train.trees import ALL_ROLES, MESHES, flat, lay, make_mesh, names_of, norm_of, random_tree, scaled
 
 DECAYED = {"period.0.down"}
@@ -117,6 +117,29 @@ def test_the_embeddings_gradient_is_alpha_times_the_plain_one_before_clipping():
     (wanted,), _ = updates(plain, gradient, [shrunk])
     for name, value in made.items():
         np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("axes", [{}, *MESHES])
+def test_updates_are_limited_relative_to_each_layer_of_a_parameter(axes):
+    params = tree_map(lambda value: value.copy(), PARAMS)
+    params["period"]["0"]["down"][1] *= 1e-6  # a layer so small that the floor holds for it
+    update = scaled(GRADIENTS[0], 1e-3)
+    update["period"]["0"]["down"][2] *= 1e3
+    update["norm"]["scale"] *= 0
+    mesh, rules = make_mesh(**axes)
+    with jax.set_mesh(mesh):
+        given = (lay(tree, ALL_ROLES, mesh, rules) for tree in (update, params))
+        found = jax.jit(lambda update, params: limit(update, params, ALL_ROLES, 0.01))(*given)
+    touched = set()
+    for name, leaf in leaves(ALL_ROLES):
+        layers = zip(*(dict(leaves(tree))[name] for tree in (found, update, params)), strict=True)
+        layers = layers if leaf.stacked else [tuple(dict(leaves(tree))[name] for tree in (found, update, params))]
+        for layer, (made, wanted, value) in enumerate(layers):
+            rms, size = (np.sqrt(np.mean(np.square(x, dtype=np.float64))) for x in (value, wanted))
+            factor = min(1.0, 0.01 * max(rms, 1e-3) / size) if size else 1.0
+            touched |= {(name, layer)} if factor < 1 else set()
+            np.testing.assert_allclose(np.asarray(made), factor * wanted, rtol=1e-5, err_msg=f"{name}, layer {layer}")
+    assert touched == {("period.0.down", 1), ("period.0.down", 2)}
 
 
 @functools.cache

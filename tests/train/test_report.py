@@ -183,6 +183,28 @@ def test_sources_have_a_chart_and_a_new_phase_one_mark_a_chart(tmp_path):
     assert "Loss by source" not in Page(report(tmp_path, tmp_path / "other")).texts["h2"]
 
 
+def test_groups_and_layers_have_charts_that_name_the_largest_layer(tmp_path):
+    run = make_run(tmp_path / "run")
+    groups = {"grad_norm/embedding": 0.25, "grad_norm/mlp": 4.0, "update_ratio/mlp": 1e-3}
+    layers = [1.0, 7.0, 3.0]
+    with JsonLines(run / METRICS) as lines:
+        for step in range(301, 401):
+            watched = {"attention_logit_max": [step * value / 100 for value in layers]} if step % 50 == 0 else {}
+            lines.write({"attempt": 0, "step": step, "loss": 3.0, **groups, **watched})
+        lines.write({"attempt": 0, "step": 401, "loss": 3.0, "activation_max": [1.0, math.nan, 2.0]})
+    page = Page(report(tmp_path, run))
+    for title in ("Gradient norm by group", "Size of an update by group", "Largest attention logit"):
+        assert title in page.texts["h2"]
+    assert "Activations" not in page.texts["h2"], "no step tells of them"
+    for curve in ("embedding 0.250", "mlp 4.00", "mlp 0.00100", "largest 28.0", "median 12.0", "smallest 4.00"):
+        assert curve in page.texts["li"], curve
+    assert "At step 400 the largest is that of layer 1 of 0 to 2." in page.texts["p"]
+    assert "At step 401 the largest is that of layer 1 of 0 to 2." in page.texts["p"], "no number is the worst"
+    assert len(set(page.attributes("figure", "data-chart"))) == len(page.attributes("figure", "data-chart"))
+    both = Page(report(tmp_path, run, make_run(tmp_path / "other")))
+    assert "by group" not in both.texts["h2"]
+
+
 def test_runs_of_one_name_are_told_apart_by_directory(tmp_path):
     page = Page(report(tmp_path, make_run(tmp_path / "first"), make_run(tmp_path / "second")))
     assert str(tmp_path / "first") in page.texts["th"] and str(tmp_path / "second") in page.texts["th"]

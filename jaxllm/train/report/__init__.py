@@ -5,6 +5,8 @@
     chart     curves -> HTML and SVG
     frame     what all charts share; the chart of one quantity
     pace      throughput, stalls, the slowest process
+    sources   losses by source
+    watched   norms by group, activations and attention logits by layer
     charts    a run's or several runs' charts: what is drawn
     page      the whole report
     picture   the stand-alone SVG

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from jaxllm.train import figures
-from jaxllm.train.report import pace, sources
+from jaxllm.train.report import pace, sources, watched
 from jaxllm.train.report.chart import Chart, Curve, Level
 from jaxllm.train.report.frame import (
     Quantity,
@@ -44,6 +44,7 @@ def build(runs: list[Run]) -> list[Chart]:
     charts += sources.charts(runs)
     charts += _evaluations(runs, whole)
     charts += [plain(quantity, runs) for quantity in _TRAINING if any(run.points(quantity.field) for run in runs)]
+    charts += watched.charts(runs)
     charts += pace.speed(runs)
     if any(run.points(_MEMORY.field) for run in runs):
         charts.append(plain(_MEMORY, runs))

@@ -50,17 +50,11 @@ def plain(quantity: Quantity, runs: list[Run]) -> Chart:
         for index, run in enumerate(runs)
         if run.points(quantity.field)
     ]
-    values = [y for curve in curves for _, y in curve.points if math.isfinite(y)] or [0.0, 1.0]
-    positive = [y for y in values if y > 0]
-    log = quantity.may_be_log and bool(positive) and max(positive) > 30 * quantile(positive, 0.01)
-    if log:
-        y = Axis(min(positive) / 1.1, max(positive) * 1.1, log=True)
-    else:
-        y = padded(0.0 if quantity.from_zero else min(values), max(values), from_zero=quantity.from_zero)
+    y = fitted(curves, from_zero=quantity.from_zero, may_be_log=quantity.may_be_log)
     return Chart(
         key=quantity.field,
         title=quantity.title,
-        unit=quantity.unit + (", log scale" if log else ""),
+        unit=quantity.unit + (", log scale" if y.log else ""),
         x=x,
         y=y,
         curves=curves,
@@ -89,6 +83,15 @@ def padded(low: float, high: float, *, from_zero: bool = False) -> Axis:
     """An axis with some air above and below; also where all values are the same."""
     air = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
     return Axis(low if from_zero else low - air, high + air)
+
+
+def fitted(curves: list[Curve], *, from_zero: bool = False, may_be_log: bool = False) -> Axis:
+    """An axis that shows all of some curves, by logarithm where that may be and their values lie far apart."""
+    values = [y for curve in curves for _, y in curve.points if math.isfinite(y)] or [0.0, 1.0]
+    positive = [y for y in values if y > 0]
+    if may_be_log and positive and max(positive) > 30 * quantile(positive, 0.01):
+        return Axis(min(positive) / 1.1, max(positive) * 1.1, log=True)
+    return padded(0.0 if from_zero else min(values), max(values), from_zero=from_zero)
 
 
 def tokens(runs: list[Run]) -> Points:
