@@ -48,6 +48,7 @@ from jaxllm.config.optim import (
     Muon,
     OptimConfig,
     OptimizerConfig,
+    QKClipConfig,
     ScheduleConfig,
 )
 from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig, WatchConfig
@@ -94,6 +95,7 @@ __all__ = [
     "PolicyConfig",
     "PrecisionConfig",
     "ProfileConfig",
+    "QKClipConfig",
     "Replay",
     "RopeConfig",
     "Row",

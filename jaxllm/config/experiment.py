@@ -64,6 +64,18 @@ class Experiment(Section, frozen=True, kw_only=True):
             self.run.init_from,
             'tune.lora adapts trained parameters; name the directory of the run that has them, such as "runs/base"',
         )
+        require(
+            self.optim.qk_clip is None or self.tune.lora is None,
+            "optim.qk_clip.threshold",
+            self.optim.qk_clip and self.optim.qk_clip.threshold,
+            "it scales weights that tune.lora does not train; leave one of them out",
+        )
+        require(
+            self.optim.qk_clip is None or all(block.attention.qk_norm == "none" for block in self.model.blocks),
+            "optim.qk_clip.threshold",
+            self.optim.qk_clip and self.optim.qk_clip.threshold,
+            "model.attention.qk_norm undoes what it scales, and bounds the logits by itself; leave one of them out",
+        )
         for index, phase in enumerate(self.data.phases):
             require(
                 phase.batch_size % self.train.accumulate == 0,

@@ -133,6 +133,26 @@ class LossScaleConfig(Section, frozen=True, kw_only=True):
         require(0 < self.minimum <= self.initial, "minimum", self.minimum, f"use at most initial = {self.initial}")
 
 
+class QKClipConfig(Section, frozen=True, kw_only=True):
+    """QK-clip (Kimi Team 2025, Kimi K2, section 2.1): heads whose logits grow too large get smaller weights.
+
+    After the update of every `interval` steps, the queries' weights of each head whose largest attention logit in the
+    step's batch was above `threshold` are scaled so that it would have been the threshold; see jaxllm/train/qk_clip.
+
+    Attributes:
+        threshold: the largest attention logit that is left alone (Kimi K2: 100).
+        interval: steps between clips (Kimi K2: 1). Each takes a forward pass, since flash kernels do not tell logits;
+            between two of them logits may pass the threshold.
+    """
+
+    threshold: float = 100.0
+    interval: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.threshold > 0, "threshold", self.threshold, "use a positive number such as 100")
+        require(self.interval >= 1, "interval", self.interval, "use 1 or more")
+
+
 class OptimConfig(Section, frozen=True, kw_only=True):
     """From gradients to an update. The defaults are LLaMA's recipe (Touvron et al. 2023).
 
@@ -144,6 +164,7 @@ class OptimConfig(Section, frozen=True, kw_only=True):
         update_clip: of each parameter, layer by layer, the root mean square of an update (learning rate and weight
             decay included) is at most this times the parameter's own, or times 1e-3 where that is less (Shazeer and
             Stern 2018, sections 6 and 8; see jaxllm/train/optim); 0 means no limit. Such as 0.1.
+        qk_clip: holds attention logits down by the weights of queries and keys; none by default.
         embedding_gradient_scale: the embedding's gradient is multiplied by it (GLM-130B: 0.1; Zeng et al. 2022).
         loss_scale: for float16 compute.
     """
@@ -153,6 +174,7 @@ class OptimConfig(Section, frozen=True, kw_only=True):
     optimizer: OptimizerConfig = AdamW()
     clip_norm: float = 1.0
     update_clip: float = 0.0
+    qk_clip: QKClipConfig | None = None
     embedding_gradient_scale: float = 1.0
     loss_scale: LossScaleConfig = LossScaleConfig()
 

@@ -18,6 +18,7 @@ from jaxllm.models.decoder import Decoder
 from jaxllm.train.guard.rules import forget
 from jaxllm.train.objectives import Batch
 from jaxllm.train.optim import make_optimizer
+from jaxllm.train.qk_clip import make_qk_clip
 from jaxllm.train.schedule import schedule
 from jaxllm.train.state import Trained, TrainState, everything, init_state
 from jaxllm.train.step import make_eval_step, make_train_step
@@ -53,6 +54,8 @@ class Program:
         evaluate: (the decoder's parameters, batch) -> sums.
         rules: of the guard.
         watch: (parameters that are trained, batch, base) -> what `train.watch.make_watch` tells.
+        qk_clip: (TrainState, logits that `watch` tells) -> (TrainState, metrics), the state donated; None where
+            `optim.qk_clip` does not ask for it.
     """
 
     mesh: Mesh
@@ -65,6 +68,7 @@ class Program:
     evaluate: Callable[[Any, Batch], dict[str, jax.Array]]
     rules: RulesConfig
     watch: Any
+    qk_clip: Any
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -194,7 +198,7 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
     trained = adapters(lora, decoder) if lora else everything(decoder)
     optimizer = make_optimizer(experiment.optim, trained.declared, rules, precision.compute)
     rate = schedule(experiment.optim, experiment.data.num_steps)
-    loss_scale = experiment.optim.loss_scale
+    loss_scale, clip = experiment.optim.loss_scale, experiment.optim.qk_clip
     step = make_train_step(
         decoder,
         optimizer,
@@ -220,4 +224,5 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         evaluate=jax.jit(make_eval_step(decoder, train)),
         rules=experiment.guard.rules,
         watch=jax.jit(make_watch(decoder, train, trained)),
+        qk_clip=jax.jit(make_qk_clip(clip, model), donate_argnums=0) if clip else None,
     )

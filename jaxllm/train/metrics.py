@@ -25,6 +25,7 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
                                            update norm over parameter norm
     activation_rms, activation_max,        every `watch.interval` steps, lists with a number a layer, first to last:
     attention_logit_max                    see jaxllm/train/watch
+    qk_clipped                             of a step behind which `optim.qk_clip` acts: heads scaled, over all layers
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first
 step on obsolete. An event holds `time` (unix seconds), `event`, `attempt`, `step` and facts:

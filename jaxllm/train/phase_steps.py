@@ -12,7 +12,7 @@ from jaxllm.train.assemble import Program
 from jaxllm.train.objectives import Batch
 from jaxllm.train.state import TrainState
 from jaxllm.train.throughput import Meter
-from jaxllm.train.watch import LAYERS
+from jaxllm.train.watch import LAYERS, Logits
 
 
 class PhaseSteps:
@@ -29,9 +29,10 @@ class PhaseSteps:
         compute = experiment.train.precision.compute
         adapters = program.trained.num_adapters
         self._meters = [Meter(model, program.mesh, phase, compute, adapters) for phase in experiment.data.phases]
-        self._interval = experiment.watch.interval
+        self._watch, self._clip = experiment.watch.interval, experiment.optim.qk_clip
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._watches: dict[tuple[int, ...], Any] = {}
+        self._qk_clip: Any = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -57,21 +58,29 @@ class PhaseSteps:
         if shape in self._compiled:
             return False
         self._compiled[shape] = self._program.step.lower(state, batch, base).compile()
-        if self._interval:
+        if self._watch or self._clip:
             self._watches[shape] = self._program.watch.lower(state.params, batch, base).compile()
+        if self._clip and self._qk_clip is None:
+            _, logits = jax.eval_shape(self._program.watch, state.params, batch, base)
+            self._qk_clip = self._program.qk_clip.lower(state, logits).compile()
         return True
 
     def run(self, step: int, state: TrainState, batch: Batch, base: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The compiled step, of a number from 0; its metrics have what is watched, where that is due."""
-        shape, seen = batch["tokens"].shape, {}
-        if self.is_watched(step + 1):
-            seen, _ = self._watches[shape](state.params, batch, base)  # before the step takes the state away
+        """The compiled step, of a number from 0, with what is watched and clipped in some steps only."""
+        shape, is_clipped = batch["tokens"].shape, self._clip is not None and (step + 1) % self._clip.interval == 0
+        seen: dict[str, jax.Array] = {}
+        logits: Logits = {}
+        if is_clipped or self.is_watched(step + 1):
+            seen, logits = self._watches[shape](state.params, batch, base)  # before the step takes the state away
         state, metrics = self._compiled[shape](state, batch, base)
-        return state, metrics | seen
+        if is_clipped:
+            state, clipped = self._qk_clip(state, logits)
+            metrics = metrics | clipped
+        return state, metrics | seen if self.is_watched(step + 1) else metrics
 
     def is_watched(self, step: int) -> bool:
-        """Whether the record of a step, from 1, has what only some steps tell."""
-        return bool(self._interval) and step % self._interval == 0
+        """Whether the record of a step, from 1, tells of the layers."""
+        return bool(self._watch) and step % self._watch == 0
 
     def numbers(self, batches: Batches, step: int, seconds: float) -> dict[str, Any]:
         """Of a step (from 0) that took so long: tokens_seen, and what the meter reads."""

@@ -30,6 +30,7 @@ KINDS = (
         "optim.schedule.type": "wsd",
         "optim.optimizer.type": "muon",
         "guard.policy.type": "falcon",
+        "optim.qk_clip.threshold": 50.0,
     },
     {
         "data.tokenizer.type": "bytes",
