@@ -91,7 +91,7 @@ def logits(
     tokens: np.ndarray,
     positions: np.ndarray,
     segments: np.ndarray,
-    seen: list[tuple[np.ndarray, np.ndarray]] | None = None,
+    seen: list[tuple[jax.Array, jax.Array]] | None = None,
 ) -> jax.Array:
     """float32[B, T, V]; a list given gets each layer's output and the largest logit of each head, without gradients."""
     length = tokens.shape[1]
@@ -118,7 +118,7 @@ def logits(
         gate = h @ p["mlp.gate"]
         x = x + (gate * jax.nn.sigmoid(gate) * (h @ p["mlp.up"])) @ p["mlp.down"]
         if seen is not None:
-            seen.append((np.asarray(x), np.asarray(largest_N)))
+            seen.append((x, largest_N))
     x = normalise(x, outer["norm.scale"], config.norm.epsilon)
     return cap(
         x @ (outer["embedding.table"].T if config.tie_embeddings else outer["head.kernel"]), config.final_soft_cap

@@ -34,8 +34,8 @@ FIELDS: Mapping[str, str] = {
 }
 """The arrays of a batch that are [B, T], and their dtypes."""
 
-_INIT_OPTIONS = {"xla_backend_optimization_level": 2}
-"""Random numbers are made once; at LLVM's highest level a CPU takes three to five times as long to compile them."""
+_RARE_OPTIONS = {"xla_backend_optimization_level": 2}
+"""Of what runs once, or rarely: at LLVM's highest level a CPU takes two to five times as long to compile it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +217,12 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         trained=trained,
         init=jax.jit(
             lambda key: init_state(decoder, optimizer, loss_scale, key, trained, experiment.guard.rules),
-            compiler_options=_INIT_OPTIONS,
+            compiler_options=_RARE_OPTIONS,
         ),
-        init_base=jax.jit(trained.init_base, compiler_options=_INIT_OPTIONS),
+        init_base=jax.jit(trained.init_base, compiler_options=_RARE_OPTIONS),
         step=jax.jit(step, donate_argnums=0),
         evaluate=jax.jit(make_eval_step(decoder, train)),
         rules=experiment.guard.rules,
-        watch=jax.jit(make_watch(decoder, train, trained)),
+        watch=jax.jit(make_watch(decoder, train, trained), compiler_options=_RARE_OPTIONS),
         qk_clip=jax.jit(make_qk_clip(clip, model), donate_argnums=0) if clip else None,
     )

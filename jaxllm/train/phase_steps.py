@@ -1,5 +1,6 @@
 """What of a run changes from phase to phase: the compiled step, the meter, what an event says."""
 
+import math
 from typing import Any
 
 import jax
@@ -30,6 +31,8 @@ class PhaseSteps:
         adapters = program.trained.num_adapters
         self._meters = [Meter(model, program.mesh, phase, compute, adapters) for phase in experiment.data.phases]
         self._watch, self._clip = experiment.watch.interval, experiment.optim.qk_clip
+        intervals = [self._watch or math.inf] + ([self._clip.interval] if self._clip else [])
+        self._looks = min(intervals) <= self._data.num_steps  # else nothing of it is compiled
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._watches: dict[tuple[int, ...], Any] = {}
         self._qk_clip: Any = None
@@ -58,9 +61,9 @@ class PhaseSteps:
         if shape in self._compiled:
             return False
         self._compiled[shape] = self._program.step.lower(state, batch, base).compile()
-        if self._watch or self._clip:
+        if self._looks:
             self._watches[shape] = self._program.watch.lower(state.params, batch, base).compile()
-        if self._clip and self._qk_clip is None:
+        if self._looks and self._clip and self._qk_clip is None:
             _, logits = jax.eval_shape(self._program.watch, state.params, batch, base)
             self._qk_clip = self._program.qk_clip.lower(state, logits).compile()
         return True

@@ -24,6 +24,7 @@ from jaxllm.layers.param import leaves
 from jaxllm.train.phase_steps import PhaseSteps
 from jaxllm.train.qk_clip import QK_CLIPPED, make_qk_clip
 from jaxllm.train.state import TrainState
+from jaxllm.train.watch import make_watch
 
 OWN_KEYS = msgspec.structs.replace(tiny.MODEL.attention, num_kv_heads=8)
 MODEL = msgspec.structs.replace(
@@ -35,8 +36,9 @@ MODEL = msgspec.structs.replace(
 
 
 def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
-    running = tiny.program(tiny.experiment(MODEL, MeshConfig(fsdp=2, tensor=2)))
-    watch = tiny.quick_jit(running.watch)
+    config = tiny.experiment(MODEL, MeshConfig(fsdp=2, tensor=2))
+    running = tiny.program(config)
+    watch = tiny.quick_jit(make_watch(running.decoder, config.train, running.trained))
     params = tiny.make_params(MODEL)
     with jax.set_mesh(running.mesh):
         placed, batch = tiny.place(running, params), running.put(tiny.make_batch())

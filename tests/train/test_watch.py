@@ -13,7 +13,7 @@ import tiny
 from jaxllm.config import Constant, MeshConfig, MLPConfig, OptimConfig, WatchConfig
 from jaxllm.layers.param import leaves
 from jaxllm.train.loss_scale import LossScale
-from jaxllm.train.watch import LAYERS
+from jaxllm.train.watch import LAYERS, make_watch
 
 MIXED = msgspec.structs.replace(
     tiny.GUARDED, num_layers=4, prefix=(tiny.MODEL.default_block,), attention=tiny.MODEL.attention
@@ -27,19 +27,25 @@ MESHES = {
 
 def look(model, mesh, accumulate):
     """What a program sees of a batch: its metrics, and logits by slot, layer and head."""
-    running = tiny.program(tiny.experiment(model, mesh, accumulate=accumulate))
+    config = tiny.experiment(model, mesh, accumulate=accumulate)
+    running = tiny.program(config)
+    watch = tiny.quick_jit(make_watch(running.decoder, config.train, running.trained))
     with jax.set_mesh(running.mesh):
         placed = tiny.place(running, tiny.make_params(model))
-        metrics, logits = tiny.quick_jit(running.watch)(placed, running.put(tiny.make_batch()))
+        metrics, logits = watch(placed, running.put(tiny.make_batch()))
     return jax.tree.map(np.asarray, (metrics, logits))
 
 
 def plain(model):
     """The same, from the plain model of tests/oracle."""
-    batch, seen = tiny.make_batch(), []
-    given = oracle.unstack(model, tiny.make_params(model))
-    oracle.logits(model, *given, batch["tokens"], batch["positions"], batch["segments"], seen)
-    return seen
+    batch = tiny.make_batch()
+
+    def function(given):
+        seen = []
+        oracle.logits(model, *given, batch["tokens"], batch["positions"], batch["segments"], seen)
+        return seen
+
+    return jax.device_get(tiny.quick_jit(function)(oracle.unstack(model, tiny.make_params(model))))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_no_scores_of_a_whole_sequence_exist():
     length = 512
     running = tiny.program(tiny.experiment(tiny.MODEL, shape=(2, length)))
     with jax.set_mesh(running.mesh):
-        compiled = jax.jit(running.watch).lower(running.abstract_state().params, running.abstract_batch(2, length))
+        compiled = running.watch.lower(running.abstract_state().params, running.abstract_batch(2, length))
     heads = tiny.MODEL.attention.num_heads
     assert f"x{length}x{length}xf32" not in compiled.as_text()
     assert f"x128x{length}xf32" in compiled.as_text(), f"scores of a block of queries and {heads} heads are there"
