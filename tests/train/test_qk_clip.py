@@ -45,7 +45,7 @@ def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
         _, logits = watch(placed, batch)
         threshold = float(np.median(logits["prefix.0"]))
         clip = tiny.quick_jit(make_qk_clip(QKClipConfig(threshold=threshold), MODEL))
-        state = TrainState(placed, {}, *(jnp.zeros(()) for _ in range(4)))
+        state = TrainState(placed, {}, *(jnp.zeros(()) for _ in range(5)))
         clipped, metrics = clip(state, logits)
         _, after = watch(clipped.params, batch)
         broken = jax.tree.map(lambda x: x * jnp.where(jnp.arange(8)[None] % 2, jnp.inf, jnp.nan), logits)
@@ -108,9 +108,9 @@ def test_a_step_is_watched_before_it_and_clipped_behind_it_when_due(watch, clip,
         step=Compiled("s", calls, ("state", {"loss": 1.0})),
         qk_clip=Compiled("c", calls, ("clipped", {QK_CLIPPED: 2.0})),
     )
-    steps = PhaseSteps(experiment, experiment.model, program, None)  # pyright: ignore[reportArgumentType]
+    steps = PhaseSteps(experiment, experiment.model, program)
     batch = {"tokens": np.zeros((2, 4), np.int32)}
-    state = TrainState({}, {}, *(jnp.zeros(()) for _ in range(4)))
+    state = TrainState({}, {}, *(jnp.zeros(()) for _ in range(5)))
     monkeypatch.setattr(jax, "eval_shape", lambda *_: ({}, {}))
     assert steps.compile(state, batch, {}) and not steps.compile(state, batch, {})
     made, found = [], []
