@@ -14,6 +14,7 @@ from jaxllm.config import Constant, MeshConfig, MLPConfig, OptimConfig, WatchCon
 from jaxllm.layers.param import leaves
 from jaxllm.train.guard.rules import forget
 from jaxllm.train.loss_scale import LossScale
+from jaxllm.train.step import UNGUARDED
 from jaxllm.train.watch import LAYERS, make_watch
 
 MIXED = msgspec.structs.replace(
@@ -94,7 +95,7 @@ def steps(interval, num=3):
     """Metrics of some steps, and the last parameters."""
     model = msgspec.structs.replace(tiny.MODEL, num_layers=1, vocab_size=64, d_model=32, mlp=MLPConfig(d_ff=32))
     optim = OptimConfig(learning_rate=1e-2, schedule=Constant(), update_clip=CLIP)
-    config = tiny.experiment(model, shape=(4, 16), optim=optim)
+    config = msgspec.structs.replace(tiny.experiment(model, shape=(4, 16), optim=optim), guard=UNGUARDED)
     running, found = tiny.program(msgspec.structs.replace(config, watch=WatchConfig(interval=interval))), []
     step = tiny.quick_jit(running.step)
     with jax.set_mesh(running.mesh):
