@@ -90,8 +90,8 @@ class Loggers:
             self._try(name, lambda name=name: self._loggers.update({name: _open(name, directory, run, config)}))
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A record of metrics.jsonl; of a list, which has a number a layer, the largest one."""
-        scalars = {name: _largest(value) if isinstance(value, list) else value for name, value in record.items()}
+        """A record of metrics.jsonl; of a list of numbers, one a layer, the largest."""
+        scalars = {name: _largest(value) if _is_list(value) else value for name, value in record.items()}
         numbers = {f"train/{name}": float(value) for name, value in scalars.items() if _is_number(value)}
         del numbers["train/step"]
         for name, logger in self._loggers.items():
@@ -138,6 +138,10 @@ def _open(name: str, directory: Place, run: str, config: Mapping[str, Any]) -> L
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
 
 def _largest(values: list[float]) -> float:

@@ -132,7 +132,7 @@ def test_wandb_gets_numbers_over_our_own_step(tmp_path, wandb):
 
 def test_of_a_number_a_layer_the_largest_is_told(tmp_path, wandb):
     layers = {"activation_rms": [1.0, 3.0, 2.0], "activation_max": [9.0, math.nan, 1.0]}
-    make(["wandb"], tmp_path).step({"attempt": 0, "step": 5, **layers})
+    make(["wandb"], tmp_path).step({"attempt": 0, "step": 5, "flags": ["loss"], "none": [], **layers})
     ((told,),) = wandb.of("log")
     assert math.isnan(told.pop("train/activation_max"))
     assert told == {"step": 5, "train/attempt": 0, "train/activation_rms": 3.0}
