@@ -38,7 +38,7 @@ from jaxllm.layers.param import Tree
 from jaxllm.storage import LocalStorage, Storage
 from jaxllm.train import arrays, canonical, digests, pieces, processes
 from jaxllm.train.catalogue import Catalogue, Entry, Leaf, Meta, place
-from jaxllm.train.sealed import DamagedError
+from jaxllm.train.sealed import DamagedError, sentence
 from jaxllm.train.state import TrainState
 
 PARAMS, TRAINING = "params", "training"
@@ -116,9 +116,8 @@ class Checkpoints:
             attempt: of the run; a step is saved once in an attempt.
             data_cursor: number of the first sample that the next step reads.
             extra: what else the run wants to find again, as JSON holds it.
-            good_through: checkpoints up to this step are good, for clean training has followed them. They are marked
-                before this one is written and after the one before it was: which are good when a later one exists
-                depends on what was trained alone, and not on how long a write took.
+            good_through: checkpoints up to this step are good from now on; they are marked between the write before
+                this one and this one, so that which are good never depends on how long a write took.
         """
         self.wait()
         began, now = time.monotonic(), time.time()
@@ -195,7 +194,7 @@ class Checkpoints:
             share = self._write(copy, meta)
             self._flush()
         except Exception as failure:  # of any type: orbax, TensorStore and the file system have many
-            error = _sentence(failure)
+            error = sentence(failure)
         copy.clear()
         error = self._conclude(meta, error, share)
         if error:
@@ -238,7 +237,7 @@ class Checkpoints:
             if not error:
                 self.catalogue.commit(meta)
         except Exception as failure:
-            error = error or _sentence(failure)
+            error = error or sentence(failure)
         try:
             self._fence()
             config = self._config
@@ -246,7 +245,7 @@ class Checkpoints:
             if self._root is not None:
                 _remove_empty(self._root)
         except Exception as failure:
-            self._say(f"old checkpoints were not removed ({_sentence(failure)})")
+            self._say(f"old checkpoints were not removed ({sentence(failure)})")
         return error
 
     def _gather(self, place: str, share: _Share) -> str:
@@ -313,7 +312,7 @@ class Checkpoints:
         try:
             values = self._read(chosen, leaves)
         except Exception as error:  # of any type: damage shows in many ways
-            trouble = f"it cannot be read ({_sentence(error)})"
+            trouble = f"it cannot be read ({sentence(error)})"
         if not processes.everywhere(values is not None):
             return None, None, trouble or "another process cannot read it"
         arrays_read = [(name, value) for (name, _), value in zip(leaves, values or [], strict=True)]
@@ -378,12 +377,6 @@ def _report(place: str, process: int) -> str:
 def _tree(name: str) -> str:
     """Which directory an array belongs to."""
     return PARAMS if name.startswith(f"{PARAMS}.") else TRAINING
-
-
-def _sentence(error: Exception) -> str:
-    """An error in one line, not too long; what caused it is at the end."""
-    text = (str(error).splitlines() or [""])[0].partition(" [")[0]  # TensorStore appends what it was asked, in brackets
-    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} ... {text[-200:]}'}"
 
 
 def _compare(meta: Meta, stored: _Share) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from jaxllm.storage import Place, open_storage
 from jaxllm.train import figures
 from jaxllm.train.catalogue import Catalogue
-from jaxllm.train.directory import CHECKPOINTS
 from jaxllm.train.metrics import floats, read_events
 
 _WIDTH = 100
@@ -18,7 +17,7 @@ _WIDTH = 100
 
 def dossiers(directory: Place) -> dict[str, dict[str, Any]]:
     """The dossiers of a run's spikes by the names that its events give them; damaged ones are left out."""
-    found, storage = {}, open_storage(directory)
+    found = {}
     for event in read_events(directory):
         name = event.get("dossier")
         if event["event"] == "spiked" and isinstance(name, str):

@@ -5,65 +5,28 @@ processes -> lock -> store -> mesh -> program -> state (restored or made) -> ste
                                                           +-- the guard: a good checkpoint, other data
 """
 
-import dataclasses
-import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxllm.config import Experiment, ModelConfig, Off, dump, refuse_changes, resolved
+from jaxllm.config import Experiment, dump, refuse_changes, resolved
 from jaxllm.data.batches import Batches
-from jaxllm.data.store import Store, open_store
-from jaxllm.layers.param import Tree
-from jaxllm.roofline.transformer import parameters
-from jaxllm.sharding import STAGES
+from jaxllm.data.store import open_store
 from jaxllm.storage import LocalStorage, Place, is_url, open_storage
 from jaxllm.train import environment, processes
-from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
+from jaxllm.train.assemble import assemble, resolve_vocabulary
+from jaxllm.train.attempt import Attempt, Run
 from jaxllm.train.catalogue import Catalogue
-from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
-from jaxllm.train.directory import CHECKPOINTS, CONFIG, REPORT, read_config
-from jaxllm.train.evaluation import WHOLE, Evaluation
-from jaxllm.train.guard import dossier
-from jaxllm.train.guard.host import Guard, told
-from jaxllm.train.guard.ledger import Entry, RolledBack
-from jaxllm.train.guard.policy import kind, resolve
-from jaxllm.train.initial import INIT_FROM, Origin, Start, begin, go_on, open_origin
+from jaxllm.train.directory import CHECKPOINTS, read_config
+from jaxllm.train.guard.host import Guard
+from jaxllm.train.guard.policy import resolve
+from jaxllm.train.initial import open_origin
 from jaxllm.train.lock import Lock
 from jaxllm.train.loggers import check_loggers
-from jaxllm.train.metrics import EVENTS, read_events, read_metrics
-from jaxllm.train.phase_steps import PhaseSteps
-from jaxllm.train.pipeline import bubble
-from jaxllm.train.profile import Profile
-from jaxllm.train.records import Records
-from jaxllm.train.report import write_report
 from jaxllm.train.signals import Stop, stop_on_signals
-from jaxllm.train.state import TrainState
-from jaxllm.train.stepping import Stepping, due
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run came to.
-
-    Attributes:
-        directory: its files: a path, or the URL as text.
-        step: attempts so far.
-        metrics: the last logged record.
-        interrupted: whether a signal ended it before its last step.
-        stopped: why the guard ended it before its last step; empty if it did not.
-        saved: whether the last step has a checkpoint.
-    """
-
-    directory: Place
-    step: int
-    metrics: dict[str, Any]
-    interrupted: bool = False
-    stopped: str = ""
-    saved: bool = True
 
 
 def train(experiment: Experiment, force: bool = False, stop: Stop | None = None) -> Run:
@@ -116,7 +79,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
 
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
         with jax.set_mesh(program.mesh):
-            return _Attempt(
+            return Attempt(
                 experiment,
                 directory,
                 model,
@@ -131,257 +94,6 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
                 followed,
                 force,
             ).run()
-
-
-class _Attempt:
-    """One start of a run."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        directory: Place,
-        model: ModelConfig,
-        store: Store,
-        batches: Batches,
-        program: Program,
-        console: Console,
-        stop: Stop,
-        lock: Lock,
-        origin: Origin | None,
-        guard: Guard,
-        followed: list[Entry] | None,
-        force: bool,
-    ) -> None:
-        self.experiment, self.model, self.store, self.batches = experiment, model, store, batches
-        self.directory, self.storage = directory, open_storage(directory)
-        self.program, self.console, self.stop, self.lock = program, console, stop, lock
-        self.origin, self.guard, self.followed, self.force = origin, guard, followed, force
-        self.num_steps = experiment.data.num_steps
-        self.phases = PhaseSteps(experiment, model, program)
-        self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
-        place, flush = self.storage.below(CHECKPOINTS), lambda: self.records.sync()
-        self.checkpoints = Checkpoints(place, model, experiment.checkpoint, console.note, lock.check, flush)
-        self.saved = 0
-        self.decision: RolledBack | str = ""
-
-    def run(self) -> Run:
-        """Every step that is left, then the end of the run."""
-        self.guard.open(self.followed, self.force)
-        self.guard.set_aside(self.checkpoints.catalogue)
-        attempt = processes.on_first(self._next_attempt)
-        self.start = self._start()
-        state, step = self.start.state, self.start.step
-        config = resolved(self.experiment)
-        if processes.is_first():
-            self.storage.write(CONFIG, dump(config).encode())
-            environment.record(self.storage, attempt, self.program.mesh)
-        self.records = Records(self.directory, attempt, self.experiment.log, config, self.console.note)
-        self.stepping = Stepping(
-            self.experiment,
-            self.program,
-            self.phases,
-            self.stop,
-            self.console,
-            self.records,
-            Profile(self.experiment.profile, self.storage),
-            self._heed,
-        )
-        self.batches = self.batches.skipping(self.guard.ledger.skipped)
-        self.console.start(self.records.event("resumed" if step else "started", step, **self._facts()))
-        began, already = time.monotonic(), step == self.num_steps
-        while True:
-            state, step = self._go_on(state, step)
-            if not self.stepping.halted:
-                break
-            if isinstance(self.decision, str):
-                return self._stopped(self.decision)
-            del state
-            state, step = self._go_back(self.decision)
-        if step < self.num_steps:
-            return self._interrupted(step)
-        return self._finish(state, step, time.monotonic() - began, already)
-
-    def _go_on(self, state: TrainState, step: int) -> tuple[TrainState, int]:
-        """Steps, evaluations and checkpoints until the end, a signal, or a halt; the last state and its step."""
-        start, guard = step, self.guard
-        evaluation, checkpoint = self.experiment.evaluation.interval, self.experiment.checkpoint.interval
-        drops = guard.drops if guard.follows else None
-        factor = guard.ledger.learning_rate_factor
-        for step, state in self.stepping.run(self.batches, state, self.start.base, step, factor, drops):  # noqa: B020
-            self._settle(step)
-            if step < self.num_steps and due(step, evaluation):
-                self._evaluate(state, step)
-            if step < self.num_steps and due(step, checkpoint):
-                self._save(state, step)
-        if self.stepping.halted:
-            return state, step
-        if step > start and (step == self.num_steps or not due(step, checkpoint)):
-            self._save(state, step)
-        return state, step
-
-    def _heed(self, step: int, values: dict[str, Any]) -> bool:
-        """Let the guard hear of a step: its values lose what is for the guard alone; returns whether to halt."""
-        attempt, samples = self.records.attempt, self.batches.steps.samples(step - 1)
-        flags, alarm = self.guard.hear(step, values, samples, attempt)
-        values["flags"] = flags
-        if values["skipped"]:
-            self.records.event("skipped", step, flags=flags, samples=list(samples), loss=float(values["loss"]))
-        if alarm is None:
-            return False
-        trouble = f"A spike began at step {alarm.onset} ({', '.join(alarm.flags)})"
-        if isinstance(self.guard.policy, Off):
-            action = "guard.policy is off: training goes on as it is"
-        else:
-            self.checkpoints.wait()  # the checkpoint to go back to may still be under way
-            self.decision = self.guard.decide(alarm, attempt, self.checkpoints.catalogue, self.batches.steps)
-            action = told(self.decision)
-        self.console.note(f"{trouble}: {action}.")
-        name = dossier.name(alarm, attempt)
-        if processes.is_first():
-            with suppress(OSError):  # where the records cannot be stored, neither can a dossier of them
-                self.records.sync()
-                dossier.write(self.directory, name, alarm, action, self.store, self.batches)
-        facts = {"onset": alarm.onset, "flags": alarm.flags, "policy": kind(self.guard.policy), "action": action}
-        self.records.event("spiked", step, **facts, dossier=name)
-        return bool(self.decision)
-
-    def _go_back(self, entry: RolledBack) -> tuple[TrainState, int]:
-        """Do what the guard has decided: the state to go on from, and its step."""
-        self.guard.enter(entry)
-        self.guard.set_aside(self.checkpoints.catalogue)
-        found = self.checkpoints.restore(self.program.abstract_state())
-        assert found is not None, "the checkpoint was there when the guard chose it"
-        state, step = found[0], found[1].step
-        self.saved = step
-        self.batches = self.batches.skipping(self.guard.ledger.skipped)
-        self.records.attempt = processes.on_first(self._next_attempt)
-        facts = {"from_step": entry.step, "onset": entry.onset, "flags": entry.flags, "policy": entry.policy}
-        facts |= {"rung": entry.rung, "skipped_samples": list(entry.skipped)}
-        facts |= {"learning_rate_factor": entry.learning_rate_factor, "lowered_until": entry.lowered_until}
-        self.records.event("rolled_back", step, **facts)
-        return state, step
-
-    def _start(self) -> Start:
-        """The newest checkpoint's state, or a new one."""
-        extra = {"data": self.store.digest, "tokenizer": self.store.manifest.tokenizer.sha256}
-        found = self.checkpoints.restore(self.program.abstract_state())
-        self.guard.remember(found[1].extra.get("ledger") if found else [])
-        if found is None:
-            return begin(self.program, self.experiment.run.seed, self.origin, extra)
-        self.saved = step = found[1].step
-        if step > self.num_steps:
-            raise ValueError(
-                f"{self.directory} is at step {step}, and data.phases ask for {self.num_steps}; "
-                "ask for at least as many steps, or use another run.name"
-            )
-        return go_on(self.directory, self.program, found, self.origin, extra, self.force)
-
-    def _next_attempt(self) -> int:
-        """A number above those of all events and checkpoints."""
-        events = read_events(self.directory) if EVENTS in self.storage.list(EVENTS) else []
-        return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
-
-    def _settle(self, step: int) -> None:
-        """Write down what became of saves."""
-        for outcome in self.checkpoints.poll():
-            if not outcome.error:
-                self.saved = outcome.step
-                self.records.event("saved", outcome.step, seconds=outcome.seconds, bytes=outcome.bytes)
-
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
-        """The held-out losses, written down and shown; the facts of the whole split, empty if it was cut short."""
-        whole: dict[str, Any] = {}
-        for facts in self.evaluation.measure(self._whole(state), self.stepping.vote):
-            self.console.evaluated(self.records.event("evaluated", step, **facts))
-            whole = facts if facts["set"] == WHOLE else whole
-        return whole
-
-    def _whole(self, state: TrainState) -> Tree:
-        """All parameters of the model."""
-        return self.program.trained.attach(state.params, self.start.base)
-
-    def _save(self, state: TrainState, step: int) -> None:
-        if self.lock.lost:
-            self.lock.check()
-        extra = {**self.start.extra, "ledger": self.guard.ledger.as_json()}
-        after = self.experiment.checkpoint.good_after
-        good_through = step - after if self.guard.clean >= after else -1
-        self.checkpoints.save(state, step, self.records.attempt, self.batches.cursor(step), extra, good_through)
-
-    def _interrupted(self, step: int) -> Run:
-        """Wait for the last checkpoint and say how to go on."""
-        self.checkpoints.wait()
-        self._settle(step)
-        self.records.event("preempted", step, signal=self.stop.signal)
-        self.records.close()
-        self.console.close()
-        by = self.stop.signal or "another process's signal"
-        saved = "saved" if self._is_saved(step) else f"not saved: the last checkpoint is of step {self.saved}"
-        self.console.note(
-            f"Stopped by {by} after step {step} of {self.num_steps}, {saved}; the same command goes on from there."
-        )
-        return Run(self.directory, step, self.stepping.record, interrupted=True, saved=self._is_saved(step))
-
-    def _stopped(self, reason: str) -> Run:
-        """Say why the guard ended the run, and how it can go on."""
-        self.checkpoints.wait()
-        step = int(self.stepping.record["step"])
-        self._settle(step)
-        self.records.event("stopped", step, reason=reason)
-        self.records.close()
-        report = f"{self.directory}/{REPORT}"
-        if processes.is_first():
-            write_report([self.directory], report)
-        self.console.close()
-        self.console.note(f"Stopped by the guard after step {step} of {self.num_steps}: {reason}. See {report}.")
-        return Run(self.directory, step, self.stepping.record, stopped=reason, saved=self._is_saved(step))
-
-    def _is_saved(self, step: int) -> bool:
-        """Whether a step has a checkpoint, as far as this process knows: process 0 alone hears of failures."""
-        return self.saved == step or not processes.is_first()
-
-    def _finish(self, state: TrainState, step: int, seconds: float, already: bool) -> Run:
-        """Evaluate, write a sample and the report."""
-        whole = self._evaluate(state, step)
-        if not whole:
-            return self._interrupted(step)
-        facts = {**whole, "seconds": seconds, **self.evaluation.write_sample(self._whole(state))}
-        self.checkpoints.wait()
-        self._settle(step)
-        self.records.event("finished", step, **{name: value for name, value in facts.items() if name != "set"})
-        self.records.close()
-        report = f"{self.directory}/{REPORT}"
-        if processes.is_first():
-            write_report([self.directory], report)
-        self.console.finish(facts | {"report": report, "unigram_entropy": self.store.manifest.unigram_entropy})
-        if already:
-            index, phase = len(self.experiment.data.phases) - 1, self.experiment.data.phases[-1]
-            field = f"data.phases.{index}.{'steps' if phase.steps else 'tokens'}"
-            self.console.note(f"The run was already at its last step, {step}; raise {field} to go on with it.")
-            self.stepping.record = (read_metrics(self.directory) or [{}])[-1]
-        if not self._is_saved(step):
-            self.console.note(f"The last step is not saved: the last checkpoint is of step {self.saved}.")
-        return Run(self.directory, step, self.stepping.record, saved=self._is_saved(step))
-
-    def _facts(self) -> dict[str, Any]:
-        """What the first event says of the run."""
-        adapters = self.program.trained.num_adapters
-        device, number = self.program.mesh.devices.flat[0], self.program.mesh.devices.size
-        stages = self.program.mesh.shape[STAGES]
-        return {
-            "name": self.experiment.run.name,
-            "parameters": parameters(self.model).total + adapters,
-            "trainable_parameters": adapters or parameters(self.model).total,
-            "devices": f"{number} x {device.device_kind}" if number > 1 else device.device_kind,
-            "processes": jax.process_count(),
-            "mesh": {axis: size for axis, size in self.program.mesh.shape.items() if size > 1},
-            **({"pipeline_bubble": bubble(stages, self.experiment.train.accumulate)} if stages > 1 else {}),
-            "unigram_entropy": self.store.manifest.unigram_entropy,
-            "store_digest": self.store.digest,
-            "directory": str(self.directory),
-            **({INIT_FROM: {"run": str(self.origin.directory), **self.start.extra[INIT_FROM]}} if self.origin else {}),
-            **self.phases.facts,
-        }
 
 
 def _check_run(directory: Place, experiment: Experiment, force: bool) -> None:

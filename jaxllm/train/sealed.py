@@ -1,4 +1,4 @@
-"""Small JSON files that carry the SHA-256 of their content, so that damage is found."""
+"""Small JSON files that carry the SHA-256 of their content, so that damage is found; and errors in one line."""
 
 import hashlib
 
@@ -33,3 +33,9 @@ def unseal[T](name: str, sealed: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(outer.content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{name} is damaged ({error})") from error
+
+
+def sentence(error: Exception) -> str:
+    """An error in one line, not too long; what caused it is at the end."""
+    text = (str(error).splitlines() or [""])[0].partition(" [")[0]  # TensorStore appends what it was asked, in brackets
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} ... {text[-200:]}'}"
