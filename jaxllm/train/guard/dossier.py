@@ -26,7 +26,7 @@ NUM_SAMPLES = 8
 NUM_CHARACTERS = 400
 """Of a text."""
 
-_BEFORE, _EARLIER = 128, 32
+_BEFORE, _EARLIER = 64, 8
 """Records that a median is taken of; steps before the onset from which on signals are looked at."""
 
 _SIGMAS, _SHARE = 6.0, 0.1
@@ -78,7 +78,7 @@ def risen(records: Sequence[Mapping[str, Any]], onset: int) -> list[dict[str, An
     found = []
     for signal in signals:
         known = [record[signal] for record in before if _number(record.get(signal))]
-        if len(known) < _BEFORE // 8:
+        if len(known) < _BEFORE // 4:
             continue
         median = statistics.median(known)
         sigma = 1.4826 * statistics.median(abs(value - median) for value in known)
