@@ -49,7 +49,7 @@ def test_entries_are_written_for_good(kind, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         read(storage)
     storage.remove("ledger/000000.json")
-    with pytest.raises(ValueError, match="000000[.]json is missing"):
+    with pytest.raises(ValueError, match=r"000000\.json is missing"):
         read(storage)
 
 
