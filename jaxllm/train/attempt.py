@@ -35,6 +35,7 @@ from jaxllm.train.report import write_report
 from jaxllm.train.signals import Stop
 from jaxllm.train.state import TrainState
 from jaxllm.train.stepping import Stepping, due
+from jaxllm.train.trouble import Trouble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +77,13 @@ class Attempt:
         guard: Guard,
         followed: list[Entry] | None,
         force: bool,
+        trouble: Trouble | None = None,
     ) -> None:
         self.experiment, self.model, self.store, self.batches = experiment, model, store, batches
         self.directory, self.storage = directory, open_storage(directory)
         self.program, self.console, self.stop, self.lock = program, console, stop, lock
         self.origin, self.guard, self.followed, self.force = origin, guard, followed, force
+        self.trouble = trouble
         self.num_steps = experiment.data.num_steps
         self.phases = PhaseSteps(experiment, model, program)
         self.evaluation = Evaluation(program, store, experiment.data, experiment.evaluation, experiment.run.seed)
@@ -110,6 +113,7 @@ class Attempt:
             self.records,
             Profile(self.experiment.profile, self.storage),
             self._heed,
+            self.trouble,
         )
         self.batches = self.batches.skipping(self.guard.ledger.skipped)
         self.console.start(self.records.event("resumed" if step else "started", step, **self._facts()))
@@ -131,8 +135,7 @@ class Attempt:
         start, guard = step, self.guard
         evaluation, checkpoint = self.experiment.evaluation.interval, self.experiment.checkpoint.interval
         drops = guard.drops if guard.follows else None
-        factor = guard.ledger.learning_rate_factor
-        for step, state in self.stepping.run(self.batches, state, self.start.base, step, factor, drops):  # noqa: B020
+        for step, state in self.stepping.run(self.batches, state, self.start.base, step, self._factor, drops):  # noqa: B020
             self._settle(step)
             if step < self.num_steps and due(step, evaluation):
                 self._evaluate(state, step)
@@ -143,6 +146,11 @@ class Attempt:
         if step > start and (step == self.num_steps or not due(step, checkpoint)):
             self._save(state, step)
         return state, step
+
+    def _factor(self, step: int) -> float:
+        """Of a step's learning rate, steps counted from 0."""
+        factor = self.guard.ledger.learning_rate_factor(step)
+        return factor * self.trouble.learning_rate(step) if self.trouble else factor
 
     def _heed(self, step: int, values: dict[str, Any]) -> bool:
         """Let the guard hear of a step: its values lose what is for the guard alone; returns whether to halt."""

@@ -27,15 +27,17 @@ from jaxllm.train.initial import open_origin
 from jaxllm.train.lock import Lock
 from jaxllm.train.loggers import check_loggers
 from jaxllm.train.signals import Stop, stop_on_signals
+from jaxllm.train.trouble import Trouble
 
 
-def train(experiment: Experiment, force: bool = False, stop: Stop | None = None) -> Run:
+def train(experiment: Experiment, force: bool = False, stop: Stop | None = None, trouble: Trouble | None = None) -> Run:
     """Train an experiment to its end, or go on with its run where it stopped.
 
     Args:
         experiment: what to train; its `run.directory` says where.
         force: go on with a run whatever its old config was.
         stop: tells of signals; by default they are watched for while the run lasts.
+        trouble: disturbs the run, for benchmarks and tests.
 
     Raises:
         ValueError: one sentence, when the experiment does not fit the devices, the data or the run that is there, or
@@ -93,6 +95,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None)
                 guard,
                 followed,
                 force,
+                trouble,
             ).run()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxllm.config import Experiment
 from jaxllm.data.batches import Batches
+from jaxllm.data.steps import Range
 from jaxllm.layers.param import Tree
 from jaxllm.train import digests
 from jaxllm.train.assemble import Program
@@ -21,6 +22,7 @@ from jaxllm.train.profile import Profile
 from jaxllm.train.records import Records
 from jaxllm.train.signals import Stop
 from jaxllm.train.state import TrainState
+from jaxllm.train.trouble import Trouble
 
 Heed = Callable[[int, dict[str, Any]], bool]
 """(step as metrics count, its values, of which it may take some out and add others) -> whether to halt behind it."""
@@ -37,6 +39,7 @@ class Stepping:
         console: is shown each step.
         records: where each step's record goes.
         heed: is told each step's values before they are written down.
+        trouble: disturbs the run.
 
     Attributes:
         record: of the last step that was read.
@@ -53,10 +56,11 @@ class Stepping:
         records: Records,
         profile: Profile,
         heed: Heed,
+        trouble: Trouble | None = None,
     ) -> None:
         self._experiment, self._program, self._phases = experiment, program, phases
         self._stop, self._console, self._records = stop, console, records
-        self._heed, self._profile = heed, profile
+        self._heed, self._profile, self._trouble = heed, profile, trouble
         self._votes = Votes(program.mesh)
         self._asked = False
         self._clock = 0.0
@@ -93,6 +97,7 @@ class Stepping:
             waited = time.perf_counter()
             batch = next(feed)
             waited = time.perf_counter() - waited
+            batch, state = self._disturb(batches, step, batch, state)
             batch = self._program.put(batch, batches.phase(step).batch_size)
             if drops is not None:
                 batch["drop"] = self._program.scalar(np.bool_(drops(step)))
@@ -125,6 +130,14 @@ class Stepping:
             self._log(batches, *pending)
         self._profile.stop()
         feed.close()
+
+    def _disturb(self, batches: Batches, step: int, rows: Any, state: TrainState) -> tuple[Any, TrainState]:
+        """What the trouble makes of a step's rows and state."""
+        if self._trouble is None:
+            return rows, state
+        held, first = self._program.rows(batches.phase(step).batch_size), batches.cursor(step)
+        samples = Range(first + held.start, first + held.stop)
+        return self._trouble.rows(samples, rows), self._trouble.state(step, state)
 
     def is_asked(self) -> bool:
         """Whether all processes are to stop here: alone by the signal itself, otherwise by the votes read last."""
