@@ -110,6 +110,8 @@ def make_train_step(
         scale = state.loss_scale.scale
         tokens = {name: batch[name] for name in batch if name not in ("sources", "drop")}
         grads, rows, num_tokens = gradients(state.params, tokens, scale, base)
+        # Without the barrier the sum over rows may be merged with those in them, and so its bits depend on its readers.
+        rows = jax.lax.optimization_barrier(rows)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_squares, param_squares = squares(grads), squares(state.params)
