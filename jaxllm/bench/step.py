@@ -68,7 +68,7 @@ def measure(
     program = assemble(experiment, model)
     runs, others = [], []
     with beside as other, jax.set_mesh(program.mesh):
-        step = _Step(experiment, program)
+        step = Step(experiment, program)
         for _ in range(WARM_UP + num_steps):
             runs.append(step.run())
             if other:
@@ -112,7 +112,7 @@ def text(result: Mapping[str, Any]) -> str:
     return "\n".join([result["name"], *(f"{label:<12}{value}" for label, value in rows)])
 
 
-class _Step:
+class Step:
     """A compiled step with its state and one batch."""
 
     def __init__(self, experiment: Experiment, program: Program) -> None:
@@ -147,6 +147,13 @@ class _Step:
         """One step: its seconds and its loss."""
         began = time.perf_counter()
         self._state, metrics = jax.block_until_ready(self._compiled(self._state, self._batch, self._base))
+        return time.perf_counter() - began, float(metrics["loss"])
+
+    def fetch(self) -> tuple[float, float]:
+        """One step, the way of all its metrics to the host included: its seconds and its loss."""
+        began = time.perf_counter()
+        self._state, metrics = jax.block_until_ready(self._compiled(self._state, self._batch, self._base))
+        metrics = jax.device_get(metrics)
         return time.perf_counter() - began, float(metrics["loss"])
 
 
