@@ -14,17 +14,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jaxllm
+from jaxllm import cli_bench as bench
+from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, load, none, overrides
 from jaxllm.config import Experiment, ModelConfig, describe
 
 if TYPE_CHECKING:
     from jaxllm.roofline.memory import Adapters
-
-DONE, FAILED, MISTAKE, GUARDED, STOPPED = 0, 1, 2, 3, 75
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,19 +74,18 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(command=command)
         return one
 
-    overrides = "fields are set as --section.field VALUE; --fields [SECTION] lists them all"
     train = add("train", _train, "Train; goes on by itself where the run exists.")
     train.add_argument("config", nargs="?", help="experiment, a TOML file")
     train.add_argument("--force", action="store_true", help="go on with a run that another config started")
     train.add_argument("--fields", nargs="?", const="", metavar="SECTION", help="list the config's fields and stop")
-    train.epilog = overrides
+    train.epilog = OVERRIDES
 
     show = add("show", _show, "A model in numbers: parameters, FLOPs per token, memory per device.")
     show.add_argument("config", nargs="?", help="experiment, a TOML file")
     show.add_argument("--preset", metavar="NAME", help="a published model instead of a config")
     show.add_argument("--devices", type=int, default=0, help="how many, where the config leaves a mesh axis at -1")
     show.add_argument("--json", action="store_true", help="for programs")
-    show.epilog = overrides + f"; presets: {', '.join(_presets())}"
+    show.epilog = OVERRIDES + f"; presets: {', '.join(_presets())}"
 
     data = commands.add_parser("data", help="Text into tokens.", allow_abbrev=False).add_subparsers(
         metavar="COMMAND", required=True
@@ -95,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     build = add("build", _data_build, "Tokenise an experiment's text into its store; goes on where it stopped.", data)
     build.add_argument("config", help="experiment, a TOML file")
     build.add_argument("--force", action="store_true", help="build anew what is there")
-    build.epilog = overrides
+    build.epilog = OVERRIDES
 
     place = add("where", _data_where, "Which documents a step of a run was trained on.", data)
     place.add_argument("run", metavar="RUN", help="a run's directory, or its URL")
@@ -118,31 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, or its URL")
     report.add_argument("--out", help="where to; RUN/report.html for one run, report.html for several")
 
-    bench = commands.add_parser("bench", help="Measure.", allow_abbrev=False).add_subparsers(
-        metavar="WHAT", required=True
-    )
-    step = add("step", _bench_step, "Time the training step of an experiment on synthetic tokens.", bench)
-    step.add_argument("config", help="experiment, a TOML file")
-    step.add_argument("--steps", type=int, default=10, help="timed steps (10)")
-    step.add_argument("--peer", metavar="PYTHON", help="a Python with torch and transformers: take turns with it")
-    step.add_argument("--json", action="store_true", help="for programs")
-    step.epilog = overrides
-    loop = add("train", _bench_train, "Time a run's steps beside the bare step's, in turns.", bench)
-    loop.add_argument("config", help="experiment, a TOML file")
-    loop.add_argument("--steps", type=int, default=20, help="timed steps of each (20)")
-    loop.add_argument("--pairs", type=int, default=5, help="how often (5)")
-    loop.add_argument("--json", action="store_true", help="for programs")
-    loop.epilog = overrides
-    kill = add("kill", _bench_kill, "Kill a run again and again, and compare it with one that is left alone.", bench)
-    kill.add_argument("config", help="experiment with a checkpoint.interval; seconds long is enough")
-    kill.add_argument("--kills", type=int, default=30, help="how often (30)")
-    kill.add_argument("--in-write", type=int, default=10, help="of them, while a checkpoint is written (10)")
-    kill.add_argument("--at", type=int, nargs="+", default=(), metavar="STEP", help="when these are logged instead")
-    kill.add_argument("--in-rollback", type=int, default=0, metavar="RUNS", help="runs killed about a rollback instead")
-    kill.add_argument("--processes", type=int, default=1, help="of the run (1)")
-    kill.add_argument("--devices", type=int, default=0, help="simulated CPU devices of each process")
-    kill.add_argument("--json", action="store_true", help="for programs")
-    kill.epilog = overrides
+    bench.register(commands)
     return parser
 
 
@@ -150,39 +124,6 @@ def _presets() -> list[str]:
     from jaxllm.models import PRESETS
 
     return list(PRESETS)
-
-
-def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--a.b VALUE` and `--a.b=VALUE`.
-
-    Raises:
-        ValueError: on anything else.
-    """
-    found: dict[str, str] = {}
-    words = iter(rest)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or "." not in name:
-            raise ValueError(
-                f"{word!r} is no argument of this command: fields are set as --section.field VALUE, see --help"
-            )
-        if not equals:
-            value = next(words, None)
-            if value is None:
-                raise ValueError(f"--{name} needs a value, as in --{name} VALUE")
-        if name in found:
-            raise ValueError(f"--{name} is given twice, as {found[name]!r} and {value!r}; give it once")
-        found[name] = value
-    return found
-
-
-def _load(arguments: argparse.Namespace, rest: Sequence[str]) -> Experiment:
-    return jaxllm.load_experiment(arguments.config, _overrides(rest))
-
-
-def _none(rest: Sequence[str]) -> None:
-    if rest:
-        raise ValueError(f"{rest[0]!r} is no argument of this command; see --help")
 
 
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -193,7 +134,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.train.signals import stop_on_signals
 
     with stop_on_signals(at_once=True) as stop:
-        experiment = _load(arguments, rest)
+        experiment = load(arguments, rest)
         from jaxllm.train.lock import LockLost
         from jaxllm.train.loop import train
 
@@ -226,13 +167,12 @@ def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         name = models.find(arguments.preset)
         length = models.CONTEXT_LENGTHS[name]
         data = {"phases": [{"sequence_length": length, "batch_size": 1, "steps": 1}]}
-        overrides = {key: value for key, value in _overrides(rest).items()}
-        experiment = jaxllm.load_experiment({"model": {"preset": name}, "data": data}, overrides)
+        experiment = jaxllm.load_experiment({"model": {"preset": name}, "data": data}, overrides(rest))
         model, one = experiment.model, {str(axis): 1 for axis in AXES}
         adapters = _adapters(experiment, model, one)
         numbers = summary.summarise(model, length, name=name, train=TrainConfig(), adapters=adapters)
     else:
-        experiment = _load(arguments, rest)
+        experiment = load(arguments, rest)
         numbers = _summarise(experiment, arguments.devices)
     if arguments.json:
         print(json.dumps(numbers, indent=2))
@@ -296,7 +236,7 @@ def _data_build(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             said.add(what)
             print(what, file=sys.stderr, flush=True)
 
-    store = build(_load(arguments, rest).data, progress, force=arguments.force)
+    store = build(load(arguments, rest).data, progress, force=arguments.force)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(store.describe())
@@ -306,7 +246,7 @@ def _data_build(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _data_where(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.train import where
 
-    _none(rest)
+    none(rest)
     found = where.where(arguments.run, arguments.step)
     print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else where.text(found))
     return DONE
@@ -315,7 +255,7 @@ def _data_where(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _merge(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.tune.merge import merge
 
-    _none(rest)
+    none(rest)
     meta = merge(arguments.run, arguments.out)
     print(f"{arguments.out}: step {meta.step} of {arguments.run}, adapters merged")
     return DONE
@@ -324,7 +264,7 @@ def _merge(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.train.report import write_report
 
-    _none(rest)
+    none(rest)
     out = arguments.out or (
         f"{arguments.runs[0].rstrip('/')}/report.html" if len(arguments.runs) == 1 else "report.html"
     )
@@ -333,43 +273,9 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return DONE
 
 
-def _bench_step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from jaxllm.bench import step
-
-    result = step.measure(_load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
-    print(json.dumps(result, indent=2) if arguments.json else step.text(result))
-    return DONE
-
-
 def _history(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    _none(rest)
+    none(rest)
     from jaxllm.train import history
 
     print({"events": history.events, "checkpoints": history.checkpoints}[arguments.what](arguments.run))
     return DONE
-
-
-def _bench_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from jaxllm.bench import loop
-
-    result = loop.measure(_load(arguments, rest), arguments.steps, arguments.pairs)
-    print(json.dumps(result, indent=2) if arguments.json else loop.text(result))
-    return DONE
-
-
-def _bench_kill(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from jaxllm.bench import kill
-
-    result = kill.measure(
-        _load(arguments, rest),
-        [arguments.config, *rest],
-        arguments.kills,
-        arguments.in_write,
-        arguments.processes,
-        arguments.devices,
-        arguments.at,
-        arguments.in_rollback,
-    )
-    print(json.dumps(result, indent=2) if arguments.json else kill.text(result))
-    wrong = result["differing"] or result["ledgers_differ"] or result["most_lost"] > result["bound"]
-    return FAILED if wrong else DONE

@@ -15,7 +15,8 @@ from jaxllm.bench.trouble import KINDS, make
 from jaxllm.config import Experiment, load
 from jaxllm.data.steps import Range, union
 from jaxllm.data.store import build
-from jaxllm.train.loop import REPORT, Run, train
+from jaxllm.train.directory import REPORT
+from jaxllm.train.loop import Run, train
 from jaxllm.train.metrics import read_events, read_metrics
 
 CLEAN = "none"

@@ -1,0 +1,106 @@
+"""`jaxllm bench`: its arguments, and what it prints. A part of the command line (see cli)."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxllm.arguments import DONE, FAILED, OVERRIDES, load, none
+
+
+def register(commands: Any) -> None:
+    """Add `bench` to the command line's commands."""
+    bench = commands.add_parser("bench", help="Measure.", allow_abbrev=False).add_subparsers(
+        metavar="WHAT", required=True
+    )
+
+    def add(name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        one = bench.add_parser(name, help=text, description=text, allow_abbrev=False)
+        one.set_defaults(command=command)
+        one.add_argument("--json", action="store_true", help="for programs")
+        return one
+
+    step = add("step", _step, "Time the training step of an experiment on synthetic tokens.")
+    step.add_argument("config", help="experiment, a TOML file")
+    step.add_argument("--steps", type=int, default=10, help="timed steps (10)")
+    step.add_argument("--peer", metavar="PYTHON", help="a Python with torch and transformers: take turns with it")
+    step.epilog = OVERRIDES
+    loop = add("train", _train, "Time a run's steps beside the bare step's, in turns.")
+    loop.add_argument("config", help="experiment, a TOML file")
+    loop.add_argument("--steps", type=int, default=20, help="timed steps of each (20)")
+    loop.add_argument("--pairs", type=int, default=5, help="how often (5)")
+    loop.epilog = OVERRIDES
+    kill = add("kill", _kill, "Kill a run again and again, and compare it with one that is left alone.")
+    kill.add_argument("config", help="experiment with a checkpoint.interval; seconds long is enough")
+    kill.add_argument("--kills", type=int, default=30, help="how often (30)")
+    kill.add_argument("--in-write", type=int, default=10, help="of them, while a checkpoint is written (10)")
+    kill.add_argument("--at", type=int, nargs="+", default=(), metavar="STEP", help="when these are logged instead")
+    kill.add_argument("--in-rollback", type=int, default=0, metavar="RUNS", help="runs killed about a rollback instead")
+    kill.add_argument("--processes", type=int, default=1, help="of the run (1)")
+    kill.add_argument("--devices", type=int, default=0, help="simulated CPU devices of each process")
+    kill.epilog = OVERRIDES
+    guard = add("guard", _guard, "Time an experiment's step with its guard and without it, in turns.")
+    guard.add_argument("config", help="experiment, a TOML file")
+    guard.add_argument("--pairs", type=int, default=100, help="steps of each (100)")
+    guard.epilog = OVERRIDES
+    spikes = add("spikes", _spikes, "Make a small run's loss spike in eight ways, and see whether it recovers.")
+    spikes.add_argument("--kinds", nargs="+", metavar="KIND", help="of trouble (all eight)")
+    spikes.add_argument("--seeds", type=int, help="runs of each kind and mode (5)")
+    spikes.add_argument("--policy", choices=("ladder", "palm"), default="ladder", help="of the guard (ladder)")
+    spikes.add_argument("--quick", action="store_true", help="one kind, one seed, a tiny model: under a minute")
+
+
+def _step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import step
+
+    result = step.measure(load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
+    print(json.dumps(result, indent=2) if arguments.json else step.text(result))
+    return DONE
+
+
+def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import loop
+
+    result = loop.measure(load(arguments, rest), arguments.steps, arguments.pairs)
+    print(json.dumps(result, indent=2) if arguments.json else loop.text(result))
+    return DONE
+
+
+def _kill(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import kill
+
+    result = kill.measure(
+        load(arguments, rest),
+        [arguments.config, *rest],
+        arguments.kills,
+        arguments.in_write,
+        arguments.processes,
+        arguments.devices,
+        arguments.at,
+        arguments.in_rollback,
+    )
+    print(json.dumps(result, indent=2) if arguments.json else kill.text(result))
+    wrong = result["differing"] or result["ledgers_differ"] or result["most_lost"] > result["bound"]
+    return FAILED if wrong else DONE
+
+
+def _guard(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import guard
+
+    result = guard.measure(load(arguments, rest), arguments.pairs)
+    print(json.dumps(result, indent=2) if arguments.json else guard.text(result))
+    return DONE if result["identical"] else FAILED
+
+
+def _spikes(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    none(rest)
+    from jaxllm.bench import spikes
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    plan = spikes.QUICK if arguments.quick else spikes.FULL
+    result = spikes.measure(plan, arguments.kinds, arguments.seeds, arguments.policy, say)
+    print(json.dumps(result, indent=2) if arguments.json else spikes.text(result))
+    return DONE if all(claim["held"] for claim in result["claims"]) else FAILED
