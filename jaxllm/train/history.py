@@ -56,7 +56,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         first, stop = event["samples"]
         return f"update dropped ({', '.join(event['flags'])}): loss {event['loss']:.4g}, samples {first} to {stop - 1}"
     if name == "spiked":
-        return f"from step {figures.integer(event['onset'])} ({', '.join(event['flags'])}): {event['action']}"
+        return f"from step {figures.integer(event['onset'])} ({', '.join(event['flags'])}): {event.get('action', '')}"
     if name == "rolled_back":
         return f"from step {figures.integer(event['from_step'])}, {event['policy']}, rung {event['rung']}"
     if name == "stopped":

@@ -111,6 +111,22 @@ def read_metrics(directory: Place, name: str = METRICS) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
+def undone(directory: Place, events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The records of the steps that rollbacks have undone: for each rollback those of the attempt before it.
+
+    Args:
+        directory: of the run.
+        events: what `read_events` returned.
+    """
+    records = _read(directory, METRICS, ("attempt", "step"))
+    back = {event["attempt"]: event["step"] for event in events if event["event"] == "rolled_back"}
+    pieces = [
+        [record for record in records if record["attempt"] == attempt - 1 and record["step"] > step]
+        for attempt, step in sorted(back.items())
+    ]
+    return [piece for piece in pieces if piece]
+
+
 def read_events(directory: Place) -> list[dict[str, Any]]:
     """Read a run's events.jsonl: every event of every attempt, in the order in which they happened.
 

@@ -71,7 +71,11 @@ def _loss(runs: list[Run], x: Axis, curves: list[Curve]) -> Chart:
     baselines = levels(runs)
     others = held_out + [level.value for level in baselines]
     bottom = min([y for run in runs for _, y in run.points("loss") if math.isfinite(y)] + others, default=0.0)
-    top = max(loss_top(run.points("loss"), others) for run in runs)
+    undone = [points for run in runs for points in run.undone] if len(runs) == 1 else []
+    top = max(loss_top([*run.points("loss"), *(point for own in run.undone for point in own)], others) for run in runs)
+    for index, points in enumerate(undone):
+        shown = [(step, min(y, top)) for step, y in points]
+        curves = [*curves, Curve("" if index else "rolled back", thin(shown, x, columns_of(runs) // 2), "alarm")]
     return Chart(
         key="loss",
         title="Loss",

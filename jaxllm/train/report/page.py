@@ -165,11 +165,13 @@ def _table(runs: list[Run]) -> str:
 
 
 def _texts(run: Run, *, alone: bool) -> str:
-    """Sample, events and config of a run."""
+    """Sample, spikes, events and config of a run."""
     parts: list[str] = []
     if run.result.get("sample"):
         prompt, sample = escape(str(run.result.get("prompt", ""))), escape(str(run.result["sample"]))
         parts.append(f'<h2>A sample of its text</h2><pre class="sample"><b>{prompt}</b>{sample}</pre>')
+    if run.spikes:
+        parts.append(f"<h2>Loss spikes</h2>{''.join(_spike(spike) for spike in run.spikes)}")
     listed = [event for event in run.events if event["event"] != "evaluated"][-_MAX_LISTED_EVENTS:]
     if listed:
         rows = "".join(_event(event) for event in listed)
@@ -184,6 +186,28 @@ def _texts(run: Run, *, alone: bool) -> str:
         return ""
     title = "" if alone else f"<h2>{escape(run.name)}</h2>"
     return f'<section class="texts">{title}{"".join(parts)}</section>'
+
+
+def _spike(spike: dict[str, Any]) -> str:
+    """What is known of a spike."""
+    rose = "; ".join(
+        f"{one['signal']} at step {figures.integer(one['step'])}, from {figures.three_digits(one['median'])} to "
+        f"{figures.three_digits(one['value'])}"
+        for one in spike["signals"]
+    )
+    rows = "".join(
+        f"<tr><td>{figures.integer(one['step'])}</td><td>{figures.three_digits(one['loss'])}</td>"
+        f"<td>{escape(one['source'])}</td><td>{escape(', '.join(one['documents'][:2]))}</td>"
+        f'<td class="text">{escape(one["text"])}</td></tr>'
+        for one in spike["samples"]
+    )
+    head = "<tr><th>Step</th><th>Loss</th><th>Source</th><th>Documents</th><th>Text</th></tr>"
+    began = f"Step {figures.integer(spike['onset'])} ({', '.join(spike['flags'])}): {spike['action']}."
+    return (
+        f"<p>{escape(began)}</p>{f'<p>First to rise: {escape(rose)}.</p>' if rose else ''}"
+        f'<details><summary>Samples with the highest losses</summary><div class="table"><table class="events">'
+        f"<thead>{head}</thead><tbody>{rows}</tbody></table></div></details>"
+    )
 
 
 def _event(event: dict[str, Any]) -> str:

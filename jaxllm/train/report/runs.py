@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxllm.storage import Place, Storage, open_storage
-from jaxllm.train.metrics import METRICS, evaluations, read_events, read_metrics
+from jaxllm.train.history import dossiers
+from jaxllm.train.metrics import METRICS, evaluations, read_events, read_metrics, undone
 from jaxllm.train.report.series import Points
 
 
@@ -26,6 +27,8 @@ class Run:
         result: the `finished` event; empty if there is none, or if the run was taken up again.
         config: config.toml as asked; empty if there is none.
         environment: environment.json's entry of the last attempt; empty if there is none.
+        undone: (step, loss) of the steps that each rollback has undone.
+        spikes: the dossiers of its spikes, in their order.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Run:
     result: dict[str, Any]
     config: str
     environment: dict[str, Any]
+    undone: list[Points] = dataclasses.field(default_factory=list)
+    spikes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     _points: dict[str, Points] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -101,6 +106,11 @@ def _load(directory: Place) -> Run:
         result=ends[-1] if ends and ends[-1]["event"] == "finished" else {},
         config=(_content(storage, "config.toml") or b"").decode(errors="replace"),
         environment=_environment(storage),
+        undone=[
+            [(record["step"], record["loss"]) for record in piece if math.isfinite(record["loss"])]
+            for piece in undone(directory, events)
+        ],
+        spikes=list(dossiers(directory).values()),
     )
 
 
