@@ -16,12 +16,12 @@ from jaxllm.train.report.series import Axis, Points, interpolate, smooth, thin, 
 
 _WIDTH, _HEIGHT = 960, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 54, 58
-_TEXT, _RULE, _LINE, _DOTS = "#76818d", "#80808040", "#3f83f0", "#dd6b20"
+_TEXT, _RULE, _LINE, _DOTS, _UNDONE = "#76818d", "#80808040", "#3f83f0", "#dd6b20", "#d64545"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 def write_loss_picture(directory: Path, out: Path) -> None:
-    """Write an SVG of a run's training loss, its held-out points and the unigram entropy of its corpus.
+    """Write an SVG of a run's training loss, what rollbacks undid of it, its held-out points and its corpus's entropy.
 
     Args:
         directory: of the run.
@@ -40,7 +40,7 @@ def _picture(run: Run) -> str:
     held_out: Points = [(event["step"], event["loss"]) for event in run.held_out if math.isfinite(event["loss"])]
     baselines = levels([run])
     others = [y for _, y in held_out] + [level.value for level in baselines]
-    top = loss_top(points, others)
+    top = loss_top([*points, *(point for piece in run.undone for point in piece)], others)
     bottom = min([y for _, y in points if math.isfinite(y)] + others, default=0.0)
     air = 0.05 * (top - bottom) or 1.0
     x, y = Axis(0.0, max(run.last_step, 1)), Axis(bottom - air, top + air)
@@ -53,11 +53,13 @@ def _picture(run: Run) -> str:
     if window >= 3:
         parts.append(_line(thin(points, x, columns), x, y, 'stroke-width="1" opacity="0.4"'))
     parts.append(_line(thin(smooth(points, window), x, columns), x, y, 'stroke-width="2"'))
+    for piece in run.undone:
+        parts.append(_line(thin(piece, x, columns), x, y, 'stroke-width="1.6"', _UNDONE))
     radius = 3.6 if len(held_out) <= 100 else 1.8
     for step, value in held_out:
         parts.append(f'<circle cx="{_across(x, step):.1f}" cy="{_down(y, value):.1f}" r="{radius}" fill="{_DOTS}"/>')
     parts.append(_cut_off(points, x, y, top))
-    parts.append(_legend(window, held_out))
+    parts.append(_legend(window, held_out, bool(run.undone)))
     title = escape(f"Training loss of {run.name}, {figures.integer(run.last_step)} steps")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
@@ -73,13 +75,13 @@ def _down(axis: Axis, value: float) -> float:
     return _HEIGHT - _BOTTOM - min(max(axis(value), 0.0), 1.0) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _line(points: Points, x: Axis, y: Axis, style: str) -> str:
+def _line(points: Points, x: Axis, y: Axis, style: str, colour: str = _LINE) -> str:
     path, pen_down = "", False
     for step, value in points:
         if math.isfinite(value):
             path += f"{'L' if pen_down else 'M'}{_across(x, step):.1f} {_down(y, value):.1f}"
         pen_down = math.isfinite(value)
-    return f'<path d="{path}" fill="none" stroke="{_LINE}" stroke-linejoin="round" {style}/>'
+    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-linejoin="round" {style}/>'
 
 
 def _axes(x: Axis, y: Axis, tokens: Points) -> str:
@@ -120,17 +122,18 @@ def _cut_off(points: Points, x: Axis, y: Axis, top: float) -> str:
     return f"<text {place}>{figures.three_digits(highest)} at step {figures.integer(step)}</text>"
 
 
-def _legend(window: int, held_out: Points) -> str:
+def _legend(window: int, held_out: Points, undone: bool) -> str:
     """Above the plot: what is measured on the left, what the lines are on the right."""
     items = ['<text x="4" y="26" font-weight="600">Loss, nats per token</text>']
-    names = [f"training, mean of {window} points" if window >= 3 else "training"]
-    names += [f"held-out, {figures.loss(held_out[-1][1])} at the end"] if held_out else []
+    names = [(f"training, mean of {window} points" if window >= 3 else "training", _LINE)]
+    names += [("rolled back", _UNDONE)] if undone else []
+    names += [(f"held-out, {figures.loss(held_out[-1][1])} at the end", _DOTS)] if held_out else []
     end = _WIDTH - _RIGHT
-    for index in reversed(range(len(names))):
-        items.append(f'<text x="{end}" y="26" text-anchor="end">{names[index]}</text>')
+    for name, colour in reversed(names):
+        items.append(f'<text x="{end}" y="26" text-anchor="end">{name}</text>')
         # What the widest of the fonts takes for a character.
-        start = end - round(7.3 * len(names[index]))
-        swatch = f'<path d="M{start - 26} 21h18" stroke="{_LINE}" stroke-width="2"/>'
-        items.append(f'<circle cx="{start - 10}" cy="21" r="3.6" fill="{_DOTS}"/>' if index else swatch)
+        start = end - round(7.3 * len(name))
+        swatch = f'<path d="M{start - 26} 21h18" stroke="{colour}" stroke-width="2"/>'
+        items.append(f'<circle cx="{start - 10}" cy="21" r="3.6" fill="{_DOTS}"/>' if colour == _DOTS else swatch)
         end = start - 44
     return "".join(items)
