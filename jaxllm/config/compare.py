@@ -39,6 +39,8 @@ MAY_CHANGE: tuple[Freedom, ...] = (
     Freedom("data.prefetch", "batches do not depend on when they are prepared"),
     Freedom("data.store", "a store may be moved; its manifest says whether it is the same"),
     Freedom("data.phases", "what is still to come: only what the run has seen must stay; the schedule follows"),
+    Freedom("guard.policy", "what was done is in the ledger; what is to be done may change"),
+    Freedom("guard.rules.patience", "how long the policy waits is a part of it"),
     Freedom("train.accumulate", "the same sums in another order"),
     Freedom("train.pipeline", "the same sums in another order"),
     Freedom("train.unroll", "the same sums, compiled another way"),
