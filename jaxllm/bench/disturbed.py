@@ -13,10 +13,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.bench.trouble import KINDS, make
 from jaxllm.config import Experiment, load
+from jaxllm.config.data import EMBEDDED
 from jaxllm.data.steps import Range, union
 from jaxllm.data.store import build
+from jaxllm.train.attempt import Run
 from jaxllm.train.directory import REPORT
-from jaxllm.train.loop import Run, train
+from jaxllm.train.loop import train
 from jaxllm.train.metrics import read_events, read_metrics
 
 CLEAN = "none"
@@ -101,10 +103,10 @@ class Runs:
                 "mlp": {"d_ff": 8 * size.d_model // 3},
             },
             "data": {
-                "sources": [{"path": "embedded:python/i*", "name": "python"}],
+                "sources": [{"path": EMBEDDED, "name": "python"}],
                 "tokenizer": {"type": "bytes"},
                 "store": str(self._place / "store"),
-                "held_out_fraction": 0.05,
+                "held_out_fraction": 0.01,
                 "phases": [phase],
                 "seed": seed,
             },
@@ -114,7 +116,8 @@ class Runs:
                 "schedule": {"type": "cosine", "warmup_steps": size.steps // 10},
                 "clip_norm": _TIGHTER if mode == "clip" else _CLIP_NORM,
             },
-            "evaluation": {"batches": 0, "sample_tokens": 0},
+            "evaluation": {"batches": 32, "sample_tokens": 0},
+            "watch": {"interval": 0},
             "checkpoint": {"interval": size.interval * guarded, "good_after": size.interval, "keep_good": 4},
             "guard": {
                 "drop": guarded or mode == "skip",

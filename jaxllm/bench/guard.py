@@ -1,8 +1,9 @@
-"""What the guard costs: `jaxllm bench guard`.
+"""What the guard and watching cost: `jaxllm bench guard`.
 
-The step of an experiment with its guard, and the same step without one, take turns on a batch of random tokens: one
-step of each is a pair, and which comes first alternates. A step's time ends when all its metrics are on the host, as
-the loop reads them; what the loop itself does for the guard (a few integers) is hidden behind the next step.
+The step of an experiment with its guard and what it watches, and the same step without both, take turns on a batch of
+random tokens: one step of each is a pair, and which comes first alternates. A step's time ends when all its metrics are
+on the host, as the loop reads them; what the loop itself does for the guard (a few integers) is hidden behind the next
+step. The pass that watching takes every `watch.interval` steps is about an evaluation of one batch, and not in it.
 
     overhead   median over pairs of (seconds with the guard / seconds without) - 1
     interval   of the median, 95 %, by order statistics: the values of rank n/2 +- 0.98 sqrt(n)
@@ -16,13 +17,13 @@ import msgspec
 import numpy as np
 
 from jaxllm.bench import step
-from jaxllm.config import Experiment, Off
+from jaxllm.config import Experiment, Off, WatchConfig
 from jaxllm.train.assemble import assemble
 from jaxllm.train.step import UNGUARDED
 
 
 def measure(experiment: Experiment, num_pairs: int = 100) -> dict[str, Any]:
-    """Time an experiment's step with its guard and without one.
+    """Time an experiment's step with its guard and without.
 
     Args:
         experiment: what to measure; of its data only the vocabulary and the batch's shape count.
@@ -42,7 +43,7 @@ def measure(experiment: Experiment, num_pairs: int = 100) -> dict[str, Any]:
             "guard.drop = false and the policy is off: there is no guard to measure; leave out one of them"
         )
     model = step.known_vocabulary(experiment)
-    bare = msgspec.structs.replace(experiment, guard=UNGUARDED)
+    bare = msgspec.structs.replace(experiment, guard=UNGUARDED, watch=WatchConfig(interval=0))
     programs = [assemble(one, model) for one in (experiment, bare)]
     with jax.set_mesh(programs[0].mesh):
         steps = [step.Step(one, program) for one, program in zip((experiment, bare), programs, strict=True)]
