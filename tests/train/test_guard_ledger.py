@@ -1,11 +1,16 @@
 """The ledger, and what policies make of it."""
 
+import errno
+
 import msgspec
+import numpy as np
 import pytest
 
-from jaxllm.config import CheckpointConfig, DataConfig, Falcon, Ladder, Off, Palm, PhaseConfig, Replay, Skip
+from jaxllm.config import CheckpointConfig, DataConfig, Falcon, Ladder, Off, Palm, PhaseConfig, Replay, Skip, load
 from jaxllm.data.steps import Range, Steps
+from jaxllm.models import PRESETS
 from jaxllm.storage import LocalStorage
+from jaxllm.train.guard.host import Guard
 from jaxllm.train.guard.ledger import Dropped, Ledger, RolledBack, append, from_json, order, read, same
 from jaxllm.train.guard.policy import Remedy, num_skipped, remedy, resolve
 from tests.fakes import object_storage
@@ -15,6 +20,22 @@ BACK = RolledBack(
     order="x", attempt=0, step=110, onset=100, flags=("spike",), policy="palm", rung=1, to_step=80, skipped=(320, 480)
 )
 DROP = Dropped(order="x", attempt=0, step=90, samples=(356, 360), flags=("loss_outlier",))
+
+
+@pytest.fixture
+def smallest_guard(tmp_path):
+    experiment = load({"model": {"preset": "llama3-8b"}, "data": {"phases": [{"steps": 9}]}}, presets=PRESETS)
+    said = []
+    guard = Guard(experiment, Off(), LocalStorage(tmp_path), "digest", said.append)
+    guard.open(None)
+    return guard, LocalStorage(tmp_path), said
+
+
+def raising(error):
+    def create(*_):
+        raise error
+
+    return create
 
 
 def later(entry, **changes):
@@ -51,6 +72,18 @@ def test_entries_are_written_for_good(kind, tmp_path):
     storage.remove("ledger/000000.json")
     with pytest.raises(ValueError, match=r"000000\.json is missing"):
         read(storage)
+
+
+def test_a_full_disk_stops_no_run_at_a_dropped_update(monkeypatch, smallest_guard):
+    guard, storage, said = smallest_guard
+    values = {"flags": 2, "alarm": 0, "onset": 0, "reasons": 0, "clean": 0, "skipped": 1.0, "loss": 9.0}
+    rows = {"worst_rows": np.array([1]), "worst_losses": np.array([9.5])}
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "create", raising(OSError(errno.ENOSPC, "no space left on device")))
+        guard.hear(3, {**values, **rows}, Range(8, 12), 0)
+    assert "waits in memory" in said[0] and read(storage) == []
+    guard.hear(5, {**values, **rows}, Range(16, 20), 0)
+    assert [entry.step for entry in read(storage)] == [3, 5]
 
 
 def test_the_order_of_samples_is_known_by_what_decides_it():

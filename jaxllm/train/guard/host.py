@@ -66,6 +66,7 @@ class Guard:
         self._config, self._num_steps = experiment.guard, experiment.data.num_steps
         self._order = order(experiment.data, store_digest)
         self.ledger = Ledger()
+        self._num_written = 0
         self.clean = self.alarm = self.onset = 0
 
     # The ledger
@@ -77,6 +78,7 @@ class Guard:
             ValueError: an entry is damaged, or about other data.
         """
         self.ledger = Ledger(read(self._storage))
+        self._num_written = len(self.ledger.entries)
         if followed is not None:
             self._extend(followed, "guard.follow: the run has already gone another way than that one's ledger")
         if not force:
@@ -121,12 +123,22 @@ class Guard:
             )
 
     def _append(self, entry: Entry) -> None:
+        """Keep an entry, and write down all that are not yet; a dropped update may wait until a full disk has room."""
+        entries = self.ledger.entries
+        entries.append(entry)
+
         def write() -> int:
-            append(self._storage, len(self.ledger.entries), entry)
+            try:
+                while self._num_written < len(entries):
+                    append(self._storage, self._num_written, entries[self._num_written])
+                    self._num_written += 1
+            except OSError as error:
+                if not isinstance(entry, Dropped):
+                    raise
+                self._say(f"the ledger cannot be written ({error.strerror}); what belongs there waits in memory")
             return 0
 
         processes.on_first(write)
-        self.ledger.entries.append(entry)
 
     # Steps
 
