@@ -55,6 +55,9 @@ _BLOCK = 16 << 20
 _AT_ONCE = 16
 """Requests under way at a time."""
 
+_LONGEST_HEADER = 100 << 20
+"""Bytes, as safetensors' own limit: a damaged length asks for no more memory than this."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
@@ -244,6 +247,8 @@ def _header(storage: Storage, file: str) -> list[tuple[str, _Piece]]:
     """The pieces in a file, each with its array's name."""
     head = storage.read(file, 0, _FIRST)
     size = int.from_bytes(head[:8], "little")
+    if size > _LONGEST_HEADER:
+        raise ValueError(f"{file}: its header says it has {size:,} bytes")
     if len(head) < 8 + size:
         head += storage.read(file, len(head), 8 + size - len(head))
     found = []

@@ -107,6 +107,13 @@ def test_no_damage_is_restored_silently(case: Case):
     assert case.restored() == 2
 
 
+def test_a_damaged_length_asks_for_no_memory():
+    storage = object_storage()
+    storage.write("params/00000.safetensors", (1 << 62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="its header says it has 4,611,686,018,427,387,904 bytes"):
+        pieces.Reader(storage, pieces.files(storage, "params"))
+
+
 def test_what_a_process_did_not_write_is_missed(case: Case, monkeypatch):
     """Half of the pieces, as of two processes of which one stored nothing."""
     case.save(1)
