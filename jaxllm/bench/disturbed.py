@@ -56,10 +56,10 @@ class Size(NamedTuple):
     steps: int = 400
     first: int = 210
     batch_size: int = 16
-    sequence_length: int = 128
-    d_model: int = 96
-    num_layers: int = 3
-    learning_rate: float = 3e-3
+    sequence_length: int = 64
+    d_model: int = 64
+    num_layers: int = 2
+    learning_rate: float = 5e-3
     patience: int = 5
     interval: int = 20
     skip_batches: int = 40
