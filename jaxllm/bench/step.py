@@ -24,8 +24,9 @@ import numpy as np
 
 from jaxllm.bench import peer as peers
 from jaxllm.config import BytesTokenizer, Experiment, ModelConfig, SentencePieceTokenizer
+from jaxllm.roofline.conventions import flops_per_token, formula, mfu
 from jaxllm.roofline.hardware import find_chip
-from jaxllm.roofline.transformer import flops_per_token, formula, mfu, parameters
+from jaxllm.roofline.transformer import parameters
 from jaxllm.train import figures
 from jaxllm.train.assemble import Program, assemble, resolve_vocabulary
 from jaxllm.train.environment import peak_memory

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.roofline.conventions import MAIN, Convention, flops_per_token, formula, hardware_flops_per_token
 from jaxllm.roofline.memory import (
     BYTES,
     Adapters,
@@ -17,7 +18,7 @@ from jaxllm.roofline.memory import (
     stage_inputs,
     state_bytes,
 )
-from jaxllm.roofline.transformer import Convention, flops_per_token, formula, parameters
+from jaxllm.roofline.transformer import parameters
 
 _TRAIN = TrainConfig()
 _ADAMW = AdamW()
@@ -52,9 +53,10 @@ def summarise(
         adapters: what is trained, where it is these alone.
 
     Returns:
-        name, sequence_length; parameters: total, trainable, active and by part; flops_per_token: by convention;
-        memory_per_device: bytes by what they hold, their total last; kv_cache_bytes_per_token; compute: the dtype of
-        activations, logits' gradients and cached keys and values.
+        name, sequence_length; parameters: total, trainable, active and by part; flops_per_token by convention,
+        and hardware_flops_per_token with what `remat` computes again; memory_per_device: bytes by what they
+        hold, their total last; kv_cache_bytes_per_token; compute: the dtype of activations, logits' gradients and
+        cached keys and values.
 
     Raises:
         ValueError: the vocabulary is not known yet.
@@ -84,6 +86,10 @@ def summarise(
             **asdict(count),
         },
         "flops_per_token": {str(way): flops_per_token(model, sequence_length, way, trained) for way in Convention},
+        "hardware_flops_per_token": {
+            str(way): hardware_flops_per_token(model, sequence_length, way, train.remat, trained) for way in Convention
+        },
+        "remat": train.remat,
         "memory_per_device": {**memory, "total": sum(memory.values())},
         "kv_cache_bytes_per_token": kv_cache_bytes(model, 1, width),
         "compute": compute,
@@ -102,9 +108,12 @@ def text(summary: Mapping[str, Any]) -> str:
         ("FLOPs per token", f"in training on sequences of {summary['sequence_length']:,} tokens, by convention"),
     ]
     rows += [
-        (f"  {way}", f"{flops:.4e}  {formula(way, adapted).partition(': ')[2]}")
-        for way, flops in summary["flops_per_token"].items()
+        (f"  {way}", f"{summary['flops_per_token'][way]:.4e}  {formula(way, adapted).partition(': ')[2]}")
+        for way in MAIN
     ]
+    again = summary["hardware_flops_per_token"][MAIN[0]] / summary["flops_per_token"][MAIN[0]]
+    if again > 1:
+        rows.append(("", f"HFU is {again:.2f} x MFU under {MAIN[0]}: train.remat = {summary['remat']} computes again"))
     rows.append(("memory per device", "in training, before buffers of the compiler and of collectives"))
     rows += [(f"  {part}", f"{size / 1e9:,.3f} GB") for part, size in summary["memory_per_device"].items()]
     cache = f"{summary['kv_cache_bytes_per_token']:,} bytes a token of each sequence, in {summary['compute']}"

@@ -1,4 +1,4 @@
-"""What a decoder costs: its parameters and its FLOPs, in closed form from the config.
+"""What a decoder is made of: its parameters, and attention's own FLOPs, in closed form from the config.
 
     D d_model   F d_ff   V vocabulary   L blocks   N query heads   K key-value heads   H width of a head
     T tokens of a sequence
@@ -10,17 +10,13 @@ is the embedding transposed, the last norm D.
 FLOPs: a matrix product does 2 a parameter and token forward and 4 backward, 6 in training. Attention's two products
 (queries with keys, weights with values) do 2 x 2 T N H a token and block forward, 12 T N H in training, over the full
 square of T x T pairs; a causal mask leaves half of them, and grouping queries changes nothing. Norms, activations,
-rope and the softmax are left out, as everywhere in the field; so is what rematerialisation computes again, which
-makes the utilisation below one of model FLOPs (MFU) and not of hardware FLOPs (HFU).
-
-Where only adapters are trained (LoRA, Hu et al. 2021), the gradients of all other weights are never computed: 4 a
-parameter and token for these instead of 6, and 6 for the adapters' own.
+rope and the softmax are left out, as everywhere in the field. What a training token costs by whose count is
+`conventions`'.
 
 Sources: the book, chapter 4 ("All the transformer math you need to know"); Chowdhery et al. 2022 (PaLM), appendix B.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from jaxllm.config import BlockConfig, ModelConfig
 from jaxllm.config.base import require
@@ -64,37 +60,6 @@ class ParameterCount:
         )
 
 
-class Convention(StrEnum):
-    """How the FLOPs of a training token are counted. Numbers compare only under one convention.
-
-    With n for the parameters of a kind, and the sum over blocks:
-
-    Attributes:
-        PALM: 6 n(all) + sum of 12 T N H: every parameter, the full square. Chowdhery et al. 2022, appendix B, as
-            llm-foundry, nanotron and most tables print it.
-        TORCHTITAN: 6 (n(all) - n(embedding)) + sum of 12 T N H: looking a row up is no matrix product, so the
-            embedding counts only where it is the head too. torchtitan; nanochat and OLMo-core differ by the norms.
-        CAUSAL: 6 (n(attention) + n(mlp) + V D) + sum of 6 T N H: the matrix products that have to be done and no
-            others. Megatron-LM and MaxText since 2025.
-        SCALING_BOOK: 6 n(all), attention's square left out; the book, chapter 4.
-    """
-
-    PALM = "palm"
-    TORCHTITAN = "torchtitan"
-    CAUSAL = "causal"
-    SCALING_BOOK = "scaling_book"
-
-    @property
-    def formula(self) -> str:
-        """The count in one line, for people."""
-        return {
-            Convention.PALM: "6 x all parameters + full-square attention",
-            Convention.TORCHTITAN: "6 x all but an untied embedding + full-square attention",
-            Convention.CAUSAL: "6 x matrix products only + causal attention (half the square)",
-            Convention.SCALING_BOOK: "6 x all parameters, attention's square left out",
-        }[self]
-
-
 def vocabulary(model: ModelConfig) -> int:
     """The model's vocabulary size V, once it is known.
 
@@ -134,53 +99,3 @@ def parameters(model: ModelConfig) -> ParameterCount:
 def attention_flops(model: ModelConfig, block: BlockConfig, sequence_length: int) -> int:
     """Training FLOPs a token of attention's two products in one block, over the full square: 12 T N H."""
     return 12 * sequence_length * block.attention.num_heads * model.head_dim(block.attention)
-
-
-def formula(convention: Convention | str, adapters: bool = False) -> str:
-    """A convention's name and count in one line, for people; with adapters, only these are trained."""
-    count = Convention(convention).formula
-    return f"{convention}: " + (count.replace("6 x", "4 x") + " + 6 x adapters" if adapters else count)
-
-
-def flops_per_token(model: ModelConfig, sequence_length: int, convention: Convention | str, adapters: int = 0) -> float:
-    """FLOPs of training (forward and backward) on one token of a sequence.
-
-    Args:
-        model: the decoder, with its vocabulary known.
-        sequence_length: T, in tokens.
-        convention: what counts; a member of `Convention` or its name.
-        adapters: parameters of adapters, where these alone are trained; 0 where the model is.
-
-    Raises:
-        ValueError: no such convention, or the vocabulary is not known yet.
-    """
-    known = ", ".join(Convention)
-    require(convention in set(Convention), "convention", str(convention), f"use one of {known}")
-    count = parameters(model)
-    square = sum(attention_flops(model, block, sequence_length) for block in model.blocks)
-    each = 4 if adapters else 6
-    match Convention(convention):
-        case Convention.PALM:
-            flops = each * count.active + square
-        case Convention.TORCHTITAN:
-            flops = each * (count.active - (0 if model.tie_embeddings else count.embedding)) + square
-        case Convention.CAUSAL:
-            # The embedding has the head's size, whether or not the head has parameters of its own.
-            flops = each * (count.attention + count.mlp + count.embedding) + square / 2
-        case Convention.SCALING_BOOK:
-            flops = each * count.active
-    return float(flops + 6 * adapters)
-
-
-def mfu(tokens_per_second: float, flops_per_token: float, peak_flops_per_second: float) -> float:
-    """Model FLOPs utilisation: the share of the peak that the model's own FLOPs make up (PaLM, appendix B).
-
-    Args:
-        tokens_per_second: of one device, or of all of them together.
-        flops_per_token: of `flops_per_token`, under the convention that is printed beside the result.
-        peak_flops_per_second: of as many devices as the tokens were counted on, at the compute dtype.
-
-    Returns:
-        A fraction: 0.39 is 39 %.
-    """
-    return tokens_per_second * flops_per_token / peak_flops_per_second

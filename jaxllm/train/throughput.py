@@ -6,8 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.config import ModelConfig, PhaseConfig
+from jaxllm.roofline.conventions import Convention, flops_per_token, formula
 from jaxllm.roofline.hardware import find_chip
-from jaxllm.roofline.transformer import Convention, flops_per_token, formula
 from jaxllm.train import environment
 
 CONVENTION = Convention.TORCHTITAN

@@ -17,8 +17,9 @@ from jaxllm.config import (
     PrecisionConfig,
     SentencePieceTokenizer,
 )
+from jaxllm.roofline.conventions import flops_per_token
 from jaxllm.roofline.hardware import find_chip
-from jaxllm.roofline.transformer import flops_per_token, parameters
+from jaxllm.roofline.transformer import parameters
 
 EXPERIMENT = tiny.experiment(msgspec.structs.replace(tiny.MODEL, num_layers=1), mesh=MeshConfig(fsdp=8))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from jaxllm.config import AdamW, AttentionConfig, LossConfig, MLPConfig, ModelConfig, TrainConfig
+from jaxllm.roofline.conventions import Convention
 from jaxllm.roofline.memory import activation_bytes, logits_bytes, shards, state_bytes
 from jaxllm.roofline.summary import summarise, text
 
@@ -24,7 +25,8 @@ def test_summary_of_a_model():
     assert parts["total"] == parts["active"] == 8_030_261_248
     assert sum(parts[part] for part in ("embedding", "head", "attention", "mlp", "norm")) == parts["total"]
     assert summary["flops_per_token"]["torchtitan"] == 57_914_449_920
-    assert set(summary["flops_per_token"]) == {"palm", "torchtitan", "causal", "scaling_book"}
+    assert summary["flops_per_token"].keys() == summary["hardware_flops_per_token"].keys() == set(Convention)
+    assert summary["hardware_flops_per_token"]["scaling_book"] > summary["flops_per_token"]["scaling_book"]
     assert summary["memory_per_device"]["total"] == 16 * 8_030_261_248
     assert summary["kv_cache_bytes_per_token"] == 2 * 2 * 32 * 8 * 128
     assert json.loads(json.dumps(summary)) == summary
@@ -44,6 +46,12 @@ def test_text_says_the_same():
     lines = text(summarise(LLAMA3_8B, 8192, name="llama3-8b")).splitlines()
     assert lines[0] == "llama3-8b"
     assert any("8,030,261,248" in line for line in lines)
+    named = {line.split()[0] for line in lines} & set(Convention)
+    assert named == {"palm", "torchtitan", "causal", "scaling_book"}
+    assert any("HFU is 1.30 x MFU under palm" in line for line in lines)
+    assert not any(
+        "HFU" in line for line in text(summarise(LLAMA3_8B, 8192, train=TrainConfig(remat="none"))).splitlines()
+    )
     assert any("torchtitan" in line and "5.7914e+10" in line for line in lines)
     assert any("131,072 bytes" in line for line in lines)
 

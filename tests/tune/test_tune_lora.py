@@ -29,8 +29,9 @@ from jaxllm.config import (
 )
 from jaxllm.layers.param import Recipe, leaves, tree_map
 from jaxllm.models.decoder import Decoder, declarations, merge
+from jaxllm.roofline.conventions import flops_per_token
 from jaxllm.roofline.memory import state_bytes
-from jaxllm.roofline.transformer import flops_per_token, parameters
+from jaxllm.roofline.transformer import parameters
 from jaxllm.train.step import make_gradients
 from jaxllm.tune.lora import adapters, count, merged, targets
 
