@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
-from jaxllm.roofline.conventions import MAIN, Convention, flops_per_token, formula, hardware_flops_per_token
+from jaxllm.roofline.conventions import MAIN, Convention, Counted, flops_per_token, formula, hardware_flops_per_token
 from jaxllm.roofline.memory import (
     BYTES,
     Adapters,
@@ -62,7 +62,7 @@ def summarise(
         ValueError: the vocabulary is not known yet.
     """
     count = parameters(model)
-    compute = train.precision.compute
+    counted, compute = Counted.of(model), train.precision.compute
     width = BYTES[compute]
     state = state_bytes(model, train.precision, optimizer, shards(mesh, zero), adapters)
     trained = adapters.total if adapters else 0
@@ -85,9 +85,10 @@ def summarise(
             "active": count.active + trained,
             **asdict(count),
         },
-        "flops_per_token": {str(way): flops_per_token(model, sequence_length, way, trained) for way in Convention},
+        "flops_per_token": {str(way): flops_per_token(counted, sequence_length, way, trained) for way in Convention},
         "hardware_flops_per_token": {
-            str(way): hardware_flops_per_token(model, sequence_length, way, train.remat, trained) for way in Convention
+            str(way): hardware_flops_per_token(counted, sequence_length, way, train.remat, trained)
+            for way in Convention
         },
         "remat": train.remat,
         "memory_per_device": {**memory, "total": sum(memory.values())},

@@ -1,0 +1,1 @@
+"""The plan: which mesh to use, what it takes, and what the real compilers say to it."""
