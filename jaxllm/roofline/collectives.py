@@ -119,6 +119,11 @@ def latency_bound_bytes(*, link: float, hop: float = HOP_SECONDS) -> float:
     return link * hop
 
 
+def latency_bound_axis(size: float, *, link: float, hop: float = HOP_SECONDS) -> float:
+    """Devices along an axis from which on an array's collective is bound by latency: V / (w t). Chapter 7 (F21)."""
+    return size / latency_bound_bytes(link=link, hop=hop)
+
+
 def send_seconds(size: float, *, link: float, num_hops: int = 1, num_ports: int = 1, hop: float = HOP_SECONDS) -> float:
     """From one chip to another, over several ports at once. The book, chapter 2 (F22).
 
@@ -198,7 +203,8 @@ def tree_bandwidth(levels: Sequence[Level]) -> float:
 def sharded_over_node_seconds(size: float, *, gpu: float, node: float, node_size: int = 8, inner: int = 1) -> float:
     """All-gather across nodes of an array that `inner` GPUs hold shards of; without the (N - 1) / N. F29, simple form.
 
-    The book, GPU chapter: a node gains min(Y, node size), the network the nodes that Y spans.
+    The book, GPU chapter: a node gains min(Y, node size), the network the nodes that Y spans. Where Y spans more than
+    about nine nodes, the node's term is too slow, since an axis outside whole nodes moves nothing within them.
 
     Args:
         size: bytes of the whole array.

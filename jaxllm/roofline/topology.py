@@ -121,13 +121,13 @@ def slice_sizes(chip: Chip) -> tuple[int, ...]:
         ValueError: the chip is a GPU.
     """
     torus = _torus(chip)
-    limit = math.prod(torus.pod_shape)
-    cube = torus.wrap_multiple ** len(torus.pod_shape)
+    pod = math.prod(torus.pod_shape)
+    small = [2**power for power in range(pod.bit_length())]
     if len(torus.pod_shape) == 2:
-        candidates = [2**power for power in range(limit.bit_length())]
-    else:
-        candidates = [1, 4, 8, 16, 32, *range(cube, limit + 1, cube)]
-    return tuple(size for size in candidates if slice_shapes(chip, size))
+        return tuple(size for size in small if slice_shapes(chip, size))
+    # Any number of cubes is a slice, at least as a row of them.
+    cube = torus.wrap_multiple**3
+    return (*(size for size in small if size < cube and slice_shapes(chip, size)), *range(cube, pod + 1, cube))
 
 
 def check_slice(chip: Chip, shape: Sequence[int]) -> None:
@@ -166,6 +166,18 @@ def nearest_sizes(chip: Chip, num_chips: int) -> tuple[int, ...]:
     return (*below[-1:], *above[:1])
 
 
+def smallest_slice(chip: Chip, num_chips: int) -> tuple[int, ...]:
+    """The shape of the smallest slice with at least so many chips.
+
+    Raises:
+        ValueError: a pod has fewer, or the chip is a GPU.
+    """
+    sizes = [size for size in slice_sizes(chip) if size >= num_chips]
+    if not sizes:
+        raise ValueError(f"{chip.name}: no slice has {num_chips} chips; a pod has {slice_sizes(chip)[-1]}")
+    return slice_shapes(chip, sizes[0])[0]
+
+
 def torus_axes(chip: Chip, shape: Sequence[int]) -> tuple[TorusAxis, ...]:
     """The dims of a slice with their wraparound links.
 
@@ -194,14 +206,14 @@ def num_links(axes: Sequence[TorusAxis]) -> int:
 
 
 def torus_bisection(axes: Sequence[TorusAxis], link: float) -> float:
-    """Bytes a second, one way, between two halves of a slice, cut where the fewest links are.
+    """Bytes a second, both ways together, between two halves of a slice, cut where the fewest links are.
 
     Args:
         axes: dims of the slice.
         link: bytes a second of one link, one way.
     """
     chips = math.prod(axis.size for axis in axes)
-    return min(chips // axis.size * axis.bandwidth(link) for axis in axes if axis.size > 1)
+    return min(2 * chips // axis.size * axis.bandwidth(link) for axis in axes if axis.size > 1)
 
 
 def gpu_tree(chip: Chip, num_gpus: int) -> tuple[Level, ...]:
@@ -223,6 +235,12 @@ def gpu_tree(chip: Chip, num_gpus: int) -> tuple[Level, ...]:
         links.append(link)
         children, link = -(-children // degrees[-1]), link * degrees[-1]
     return tuple(level for level in switch_tree(degrees, links) if level.degree > 1)
+
+
+def tree_bisection(levels: Sequence[Level]) -> float:
+    """Bytes a second, both ways together, between two halves of the GPUs below a tree, through its narrowest level."""
+    gpus = math.prod(level.degree for level in levels)
+    return min(gpus // level.below * level.bytes_per_second for level in levels)
 
 
 def spanned(levels: Sequence[Level], size: int, *, inner: int = 1) -> tuple[Level, ...]:
