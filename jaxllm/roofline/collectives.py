@@ -217,9 +217,10 @@ def sharded_over_node_seconds(size: float, *, gpu: float, node: float, node_size
 
 
 def ragged_share(num_chosen: int, num_devices: int) -> float:
-    """The part of the rows that leave where each goes to k of Z devices: min(k / Z, 1) (Z - 1) / Z. GPU chapter (F26).
+    """The part of an array that leaves where each row goes to k of Z devices: min(k / Z, 1) (Z - 1) / Z.
 
-    Against 1 for every row to every device, and (Z - 1) / Z without a row's own.
+    A ragged all-to-all within a node takes V / (Z W) times this; in `tree_all_to_all_seconds` the (Z - 1) / Z of what a
+    device keeps is counted already. The book, GPU chapter (F26).
     """
     return min(num_chosen / num_devices, 1) * (num_devices - 1) / num_devices
 

@@ -34,7 +34,7 @@ class Cores:
     Attributes:
         count: TensorCores of a TPU, streaming multiprocessors of a GPU.
         vector_lanes: float32 units of one core.
-        scratch_bytes: on-chip memory of one core that programs lay out: VMEM, or shared memory with the L1 cache.
+        scratch_bytes: on-chip memory of one core: VMEM, or shared memory together with the L1 cache.
         matrix_unit: rows and columns of a TPU's matrix unit; 0 on GPUs, whose tensor cores have no single size.
         cache_bytes: second-level cache of the chip; 0 on TPUs.
     """

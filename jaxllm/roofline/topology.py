@@ -80,7 +80,7 @@ def _torus(chip: Chip) -> Torus:
 def slice_shapes(chip: Chip, num_chips: int) -> tuple[tuple[int, ...], ...]:
     """The shapes that a slice of so many chips may have, the most compact first, which is the one to take by default.
 
-    Compact means the smallest diameter, then the smallest surface: `v5p`, 128 chips -> (4, 4, 8).
+    Compact means the smallest sum of sides, then the least long side: `v5p`, 128 chips -> (4, 4, 8).
 
     Returns:
         Chips along each dim, in rising order; none where there is no such slice.

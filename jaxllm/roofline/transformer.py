@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 from jaxllm.config import BlockConfig, ModelConfig
 from jaxllm.config.base import require
+from jaxllm.roofline.attention import pair_flops
+from jaxllm.roofline.counts import attention_parameters, mlp_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,8 @@ def block_parameters(model: ModelConfig, block: BlockConfig) -> ParameterCount:
     heads = attention.num_heads + attention.kv_heads
     normalised = {"none": 0, "head": 2, "projection": heads}[attention.qk_norm]
     return ParameterCount(
-        attention=2 * model.d_model * heads * head_dim,
-        mlp=3 * model.d_model * block.mlp.d_ff,
+        attention=attention_parameters(model.d_model, attention.num_heads, attention.kv_heads, head_dim),
+        mlp=mlp_parameters(model.d_model, block.mlp.d_ff),
         norm=2 * model.d_model + normalised * head_dim,
     )
 
@@ -98,4 +100,5 @@ def parameters(model: ModelConfig) -> ParameterCount:
 
 def attention_flops(model: ModelConfig, block: BlockConfig, sequence_length: int) -> int:
     """Training FLOPs a token of attention's two products in one block, over the full square: 12 T N H."""
-    return 12 * sequence_length * block.attention.num_heads * model.head_dim(block.attention)
+    head_dim = model.head_dim(block.attention)
+    return sequence_length * pair_flops(block.attention.num_heads, head_dim, head_dim)
