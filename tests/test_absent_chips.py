@@ -20,7 +20,6 @@ import os
 from collections import Counter
 
 import absent
-import hlo
 import jax
 import pytest
 import tiny
@@ -28,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import sharding
 from jaxllm.config import AttentionConfig, MeshConfig, MLPConfig, ModelConfig, PrecisionConfig
+from jaxllm.plan import hlo
 from jaxllm.train.assemble import assemble
 
 LARGE = 2**21
@@ -229,53 +229,10 @@ def test_around_a_ring_keys_are_passed_on_and_no_sequence_is_gathered(tpus):
 @gpu
 def test_the_8b_on_eight_h100(tmp_path):
     compiled = absent.compile_for_gpus(
-        "H100", "1x1x8", tmp_path, mesh={"fsdp": 8}, num_layers=32, sequence_length=4096, batch_size=8
+        "H100", (1, 8), tmp_path, mesh={"fsdp": 8}, num_layers=32, sequence_length=4096, batch_size=8
     )
     assert large(compiled) == weights("reduce-scatter")
     assert "__cudnn$fmha" in compiled.text
     # 12 bytes times 8.03e9 over 8
     assert compiled.argument_bytes == pytest.approx(12.05e9, rel=1e-3)
     assert compiled.temporary_bytes < 10e9
-
-
-HLO = """HloModule jit_step
-
-%add (x: f32[], y: f32[]) -> f32[] {
-  %x = f32[] parameter(0)
-  ROOT %sum = f32[] add(%x, %y)
-}
-
-%all-reduce-scatter.1 (g: f32[64,8]) -> f32[16,8] {
-  %g = f32[64,8]{1,0} parameter(0)
-  %whole = f32[64,8]{1,0} all-reduce(%g), replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
-  ROOT %share = f32[16,8]{1,0} dynamic-slice(%whole, %place, %zero), dynamic_slice_sizes={16,8}
-}
-
-%body (s: (bf16[16,8])) -> (bf16[16,8]) {
-  %start = (bf16[16,8]{1,0:T(8,128)}, bf16[64,8]{1,0:T(8,128)}) all-gather-start(%w), replica_groups={{0,2,4,6},{1,3,5,7}}
-  %done = bf16[64,8]{1,0} all-gather-done(%start)
-  %pair = (f32[], bf16[4,8]) all-reduce(%loss, %x), replica_groups=mesh['fsdp'=4,'tensor'=2] {'tensor'}, to_apply=%add
-  %fused = f32[16,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
-}
-
-ENTRY %main (p: bf16[16,8]) -> bf16[16,8] {
-  %loop = (bf16[16,8]{1,0}) while(%t), condition=%add, body=%body, metadata={op_name="jit(step)/jvp(blocks)/while"}
-  %out = (f32[16,8]{1,0}, u32[]{:S(2)}, token[]) send(%g, %t), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
-  %moved = f32[2,8]{1,0} collective-permute(%rows), source_target_pairs={{0,2},{2,4},{1,3}}
-}
-"""  # noqa: E501
-
-
-def test_collectives_are_found_in_a_program():
-    loop, fsdp, tensor = ("jvp(blocks)",), ("fsdp",), ("tensor",)
-    assert sorted(map(str, hlo.collectives(HLO, {"data": 1, "fsdp": 4, "tensor": 2}))) == sorted(
-        str(hlo.Collective(*fields))
-        for fields in (
-            ("all-gather", fsdp, loop, 1024),
-            ("all-reduce", tensor, loop, 4),
-            ("all-reduce", tensor, loop, 64),
-            ("reduce-scatter", fsdp, loop, 2048),
-            ("all-reduce", ("slice",), (), 512),
-            ("collective-permute", fsdp, (), 64),
-        )
-    )
