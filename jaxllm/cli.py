@@ -186,7 +186,7 @@ def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
     """A config's numbers; without a number of devices, on as few as its mesh allows."""
-    from jaxllm import sharding
+    from jaxllm import mesh_sizes
     from jaxllm.data.store import open_store
     from jaxllm.roofline import summary
     from jaxllm.train.assemble import resolve_vocabulary
@@ -195,9 +195,9 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
     if model.vocab_size == 0:
         model = resolve_vocabulary(model, open_store(experiment.data).tokenizer.vocab_size)
     least = math.prod(size for size in mesh.shape if size != -1)
-    sizes = sharding.resolve(mesh, num_devices or least)
-    sharding.check_model(model, sizes)
-    pieces = experiment.train.accumulate * math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+    sizes = mesh_sizes.resolve(mesh, num_devices or least)
+    mesh_sizes.check_model(model, sizes)
+    pieces = experiment.train.accumulate * math.prod(sizes[axis] for axis in mesh_sizes.BATCH_AXES)
     numbers = summary.summarise(
         model,
         phase.sequence_length,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxllm import sharding
+from jaxllm import mesh_sizes, sharding
 from jaxllm.config import AXES, BlockConfig, MeshConfig, MLPConfig, ModelConfig, PhaseConfig
 from jaxllm.layers.param import Recipe
 from jaxllm.models import PRESETS
@@ -71,9 +71,9 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh, devices, sentence):
 
 
 def test_one_axis_takes_what_is_left():
-    assert sharding.resolve(MeshConfig(tensor=2), 8) == sizes(fsdp=4, tensor=2)
-    assert sharding.resolve(MeshConfig(data=-1, fsdp=2, tensor=4), 64) == sizes(data=8, fsdp=2, tensor=4)
-    assert sharding.resolve(MeshConfig(), 1) == sizes()
+    assert mesh_sizes.resolve(MeshConfig(tensor=2), 8) == sizes(fsdp=4, tensor=2)
+    assert mesh_sizes.resolve(MeshConfig(data=-1, fsdp=2, tensor=4), 64) == sizes(data=8, fsdp=2, tensor=4)
+    assert mesh_sizes.resolve(MeshConfig(), 1) == sizes()
 
 
 @pytest.mark.parametrize(
@@ -90,38 +90,38 @@ def test_one_axis_takes_what_is_left():
 def test_a_model_that_does_not_split_is_refused(change, axes, sentence):
     model = msgspec.structs.replace(tiny.MODEL, **change)
     with pytest.raises(ValueError, match=rf"^{re.escape(sentence)}; choose a divisor of \d+$"):
-        sharding.check_model(model, sizes(**axes))
-    sharding.check_model(model, sizes(data=7))
+        mesh_sizes.check_model(model, sizes(**axes))
+    mesh_sizes.check_model(model, sizes(data=7))
 
 
 def test_every_block_of_a_model_is_checked():
     odd = BlockConfig(attention=tiny.MODEL.attention, mlp=MLPConfig(d_ff=90))
     model = msgspec.structs.replace(tiny.MODEL, prefix=(odd,))
     with pytest.raises(ValueError, match=r"mesh\.tensor = 4 does not divide model\.mlp\.d_ff = 90"):
-        sharding.check_model(model, sizes(tensor=4))
+        mesh_sizes.check_model(model, sizes(tensor=4))
 
 
 def test_a_batch_that_does_not_split_is_refused():
     mesh = sizes(data=2, fsdp=2, tensor=4)
     with pytest.raises(ValueError) as raised:
-        sharding.check_batch(12, 2, 64, mesh, sequence_parallel=False)
+        mesh_sizes.check_batch(12, 2, 64, mesh, sequence_parallel=False)
     assert str(raised.value) == (
         "data.phases.0.batch_size = 12: mesh.data x mesh.fsdp x mesh.expert = 4 does not divide a micro-batch "
         "(batch_size 12 / train.accumulate 2 = 6 samples); use a multiple of 8"
     )
     with pytest.raises(ValueError) as raised:
-        sharding.check_batch(16, 2, 62, mesh, sequence_parallel=True)
+        mesh_sizes.check_batch(16, 2, 62, mesh, sequence_parallel=True)
     assert str(raised.value) == (
         "data.phases.0.sequence_length = 62: it must be a multiple of 4 "
         "(2 x mesh.context, and mesh.context x mesh.tensor with mesh.sequence_parallel)"
     )
     with pytest.raises(ValueError, match=r"^data\.phases\.0\.sequence_length = 36: it must be a multiple of 8 \("):
-        sharding.check_batch(16, 2, 36, sizes(context=4), sequence_parallel=False)
+        mesh_sizes.check_batch(16, 2, 36, sizes(context=4), sequence_parallel=False)
     with pytest.raises(ValueError, match=r"^data\.phases\.0\.sequence_length = 66: it must be a multiple of 12 \("):
-        sharding.check_batch(16, 2, 66, sizes(context=2, tensor=3), sequence_parallel=True)
-    sharding.check_batch(16, 2, 66, sizes(context=3, tensor=4), sequence_parallel=False)
-    sharding.check_batch(16, 2, 62, mesh, sequence_parallel=False)
-    sharding.check_batch(16, 2, 64, mesh, sequence_parallel=True)
+        mesh_sizes.check_batch(16, 2, 66, sizes(context=2, tensor=3), sequence_parallel=True)
+    mesh_sizes.check_batch(16, 2, 66, sizes(context=3, tensor=4), sequence_parallel=False)
+    mesh_sizes.check_batch(16, 2, 62, mesh, sequence_parallel=False)
+    mesh_sizes.check_batch(16, 2, 64, mesh, sequence_parallel=True)
 
 
 def test_assembling_refuses_what_does_not_fit():
@@ -175,8 +175,8 @@ def test_data_crosses_slices_and_nothing_else_does():
     by_data = slices.reshape(4, 2)
     np.testing.assert_array_equal(by_data, [[0, 0], [0, 0], [1, 1], [1, 1]])
     assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
-    assert sharding.slice_sizes(MeshConfig(slices=2), sizes(data=4, fsdp=8)) == sizes(data=2)
-    assert sharding.slice_sizes(MeshConfig(slices=2), sizes(data=3, pipe=4)) == sizes(pipe=2)
+    assert mesh_sizes.slice_sizes(MeshConfig(slices=2), sizes(data=4, fsdp=8)) == sizes(data=2)
+    assert mesh_sizes.slice_sizes(MeshConfig(slices=2), sizes(data=3, pipe=4)) == sizes(pipe=2)
 
 
 def test_a_mesh_of_two_slices_computes_what_one_does():
@@ -193,7 +193,7 @@ def test_a_large_model_s_state_is_laid_over_absent_devices_at_once():
     config = MeshConfig(data=2, fsdp=16, tensor=8, slices=2)
     start = time.process_time()
     mesh = sharding.make_abstract_mesh(config, 256)
-    sharding.check_model(model, dict(mesh.shape))
+    mesh_sizes.check_model(model, dict(mesh.shape))
     rules = sharding.make_rules(config, dict(mesh.shape))
     decoder = Decoder(model, Recipe(rules))
     settings = tiny.experiment().optim

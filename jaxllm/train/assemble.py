@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm import sharding
+from jaxllm import mesh_sizes, sharding
 from jaxllm.config import Experiment, ModelConfig, RulesConfig
 from jaxllm.layers.attention import choose
 from jaxllm.layers.param import Recipe, Tree
@@ -176,12 +176,12 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
     """
     mesh = sharding.make_mesh(experiment.mesh, devices)
     sizes = dict(mesh.shape)
-    sharding.check_model(model, sizes)
+    mesh_sizes.check_model(model, sizes)
     train, platform = experiment.train, sharding.platform(mesh.abstract_mesh)
     for index, phase in enumerate(experiment.data.phases):
         length = phase.sequence_length
         sequence_parallel = experiment.mesh.sequence_parallel
-        sharding.check_batch(phase.batch_size, train.accumulate, length, sizes, sequence_parallel, index)
+        mesh_sizes.check_batch(phase.batch_size, train.accumulate, length, sizes, sequence_parallel, index)
         for block in model.blocks:
             attention, dtype = block.attention, train.precision.compute
             head_dim, context = model.head_dim(attention), sizes["context"]

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import jaxllm.layers
-from jaxllm import sharding
+from jaxllm import mesh_sizes
 from jaxllm.config import AXES
 
 FILES = sorted(Path(jaxllm.layers.__file__).parent.glob("*.py"))
@@ -30,4 +30,4 @@ def test_the_search_finds_them():
     assert found("from jaxllm.sharding import BATCH_AXES as b") == {"BATCH_AXES"}
     assert found("z = sharding.AXES") == {"AXES"}
     assert found('"""The tensor axis."""') == set()
-    assert all(hasattr(sharding, name) for name in NAMED_FOR_AXES)
+    assert all(hasattr(mesh_sizes, name) for name in NAMED_FOR_AXES)
