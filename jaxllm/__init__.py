@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jaxllm.config import Experiment
+    from jaxllm.plan.search import Plan
     from jaxllm.train import guard
     from jaxllm.train.loop import Run
 
-__all__ = ["guard", "load_experiment", "train"]
+__all__ = ["guard", "load_experiment", "plan", "train"]
 
 
 def load_experiment(config: str | Path | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -42,6 +43,24 @@ def train(experiment: Experiment) -> Run:
     from jaxllm.train.loop import train
 
     return train(experiment)
+
+
+def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0, price: float | None = None) -> Plan:
+    """Every way to run an experiment on chips that need not be here, ranked by the predicted time of a step.
+
+    Args:
+        experiment: what to train.
+        target: chips by their vendors' names: `v5p-256`, `v5p:4x4x8`, `v6e-256 x 4`, `h100x64`.
+        tokens: to train on; 0 means those of the experiment's phases.
+        batch: tokens of a step; 0 means those of the first phase.
+        price: US dollars an hour and chip, instead of the list price.
+
+    Raises:
+        ValueError: one sentence, when there are no such chips or no way to split the experiment over them.
+    """
+    from jaxllm.plan.search import plan
+
+    return plan(experiment, target=target, tokens=tokens, batch=batch, price=price)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxllm
 from jaxllm import cli_bench as bench
+from jaxllm import cli_plan
 from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, load, none, overrides
 from jaxllm.config import Experiment, ModelConfig, describe
 
@@ -86,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--devices", type=int, default=0, help="how many, where the config leaves a mesh axis at -1")
     show.add_argument("--json", action="store_true", help="for programs")
     show.epilog = OVERRIDES + f"; presets: {', '.join(_presets())}"
+
+    cli_plan.register(add)
 
     data = commands.add_parser("data", help="Text into tokens.", allow_abbrev=False).add_subparsers(
         metavar="COMMAND", required=True

@@ -1,0 +1,209 @@
+"""Steps that others published, with all that a prediction needs to know of them, and those that say too little.
+
+Each row is a model, chips, batch, parallelism and what was recomputed, as its source states them. Feed-forward layers
+without a gate (GPT, MPT) stand here as gated ones of two thirds of their width, which have the same parameters, FLOPs
+and memory traffic. The steps are other trainers': what theirs does otherwise than jaxllm's is said in the row, not
+fitted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxllm.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxllm.plan.predict import Again
+
+NOTHING = Again()
+FULL = Again(query_key_value=1, output=1, gate_up=1, attention=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A published step.
+
+    Attributes:
+        trainer: whose step.
+        model: its name.
+        family: of models; one at a time is left out of the calibration.
+        shape: the decoder.
+        target: chips, as `jaxllm plan` takes them.
+        sequence_length: tokens of a row.
+        batch_size: rows of a step, of all devices.
+        seconds: of a step, as published or worked out from tokens a second.
+        sizes: devices along the mesh axes that have more than one.
+        accumulate: micro-batches.
+        again: what is computed again.
+        hidden: transfers that this trainer runs beside the products and jaxllm does not: names of
+            `roofline.communication`.
+        zero: as in `MeshConfig.zero`.
+        sequence_parallel: as in `MeshConfig.sequence_parallel`.
+        power: share of the chip's power limit that the board was held to.
+        source: where it was published.
+    """
+
+    trainer: str
+    model: str
+    family: str
+    shape: ModelConfig
+    target: str
+    sequence_length: int
+    batch_size: int
+    seconds: float
+    sizes: Mapping[str, int]
+    accumulate: int = 1
+    again: Again = NOTHING
+    hidden: tuple[str, ...] = ()
+    zero: int = 3
+    sequence_parallel: bool = False
+    power: float = 1.0
+    source: str
+
+
+def _model(
+    width: int, layers: int, heads: int, hidden: int, vocabulary: int, kv: int = 0, tied: bool = False
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocabulary,
+        d_model=width,
+        num_layers=layers,
+        attention=AttentionConfig(num_heads=heads, num_kv_heads=kv),
+        mlp=MLPConfig(d_ff=hidden),
+        tie_embeddings=tied,
+    )
+
+
+def _gpt(width: int, layers: int, heads: int, vocabulary: int) -> ModelConfig:
+    """With four times the width in feed-forward layers without a gate, and a tied embedding."""
+    return _model(width, layers, heads, round(8 * width / 3), vocabulary, tied=True)
+
+
+LLAMA2_7B = _model(4096, 32, 32, 11008, 32000)
+LLAMA2_70B = _model(8192, 80, 64, 28672, 32000, kv=8)
+LLAMA3_8B = _model(4096, 32, 32, 14336, 128256, kv=8)
+LLAMA3_70B = _model(8192, 80, 64, 28672, 128256, kv=8)
+
+
+def _titan(
+    model: str, shape: ModelConfig, gpus: int, batch: int, rate: float, sizes: Mapping[str, int], again: Again, **more
+) -> Row:
+    """torchtitan on H100 of 96 GB held to 500 of 700 W."""
+    return Row(
+        trainer="torchtitan",
+        model=model,
+        family="Llama 3",
+        shape=shape,
+        target=f"h100x{gpus}",
+        sequence_length=8192,
+        batch_size=batch,
+        seconds=batch * 8192 / gpus / rate,
+        sizes=sizes,
+        again=again,
+        power=500 / 700,
+        source="torchtitan benchmarks/llama3_h100_202412, asyncTP_llama3_h100_2025-06",
+        **more,
+    )
+
+
+def _foundry(model: str, shape: ModelConfig, gpus: int, length: int, micro: int, accumulate: int, rate: float) -> Row:
+    batch = micro * accumulate * gpus
+    return Row(
+        trainer="llm-foundry",
+        model=model,
+        family="MPT",
+        shape=shape,
+        target=f"h100x{gpus}",
+        sequence_length=length,
+        batch_size=batch,
+        seconds=batch * length / gpus / rate,
+        sizes={"fsdp": gpus},
+        accumulate=accumulate,
+        source="llm-foundry scripts/train/benchmarking",
+    )
+
+
+def _megatron(model: str, width: int, layers: int, heads: int, tensor: int, batch: int, tflops: float) -> Row:
+    """Data parallel over 48 with a sharded optimizer, gradients and parameters moved beside the products."""
+    gpus, length, vocabulary = 48 * tensor, 4096, 131072
+    flops = 72 * batch * layers * length * width**2 * (1 + length / (6 * width) + vocabulary / (12 * layers * width))
+    return Row(
+        trainer="Megatron-LM",
+        model=model,
+        family="GPT",
+        shape=_gpt(width, layers, heads, vocabulary),
+        target=f"h100x{gpus}",
+        sequence_length=length,
+        batch_size=batch,
+        seconds=flops / gpus / tflops / 1e12,
+        sizes={"fsdp": 48, "tensor": tensor},
+        sequence_parallel=tensor > 1,
+        zero=1,
+        hidden=("gradients of weights", "updated parameters", "residual stream"),
+        source="Megatron-LM README (2024-07)",
+    )
+
+
+_MPT_760M, _MPT_1B = _gpt(1536, 24, 12, 50368), _gpt(2048, 24, 16, 50368)
+_MPT_3B, _MPT_7B = _gpt(2560, 32, 20, 50368), _gpt(4096, 32, 32, 50368)
+
+# every second product, but the last one of the layer, which is not needed
+_SELECTIVE = Again(query_key_value=0.5, output=0.5, gate_up=0.5)
+_V6E = Again(output=1, gate_up=1, attention=1)
+
+ROWS: tuple[Row, ...] = (
+    _titan("Llama 3 8B", LLAMA3_8B, 8, 16, 6667, {"fsdp": 8}, _SELECTIVE),
+    _titan("Llama 3 8B", LLAMA3_8B, 128, 256, 6514, {"fsdp": 128}, _SELECTIVE),
+    _titan("Llama 3 8B", LLAMA3_8B, 64, 96, 4378, {"fsdp": 8, "tensor": 8}, _SELECTIVE, sequence_parallel=True),
+    _titan("Llama 3 8B, async TP", LLAMA3_8B, 64, 96, 4809, {"fsdp": 8, "tensor": 8}, _SELECTIVE,
+           sequence_parallel=True, hidden=("residual stream",)),
+    _titan("Llama 3 70B", LLAMA3_70B, 256, 512, 597.3, {"fsdp": 32, "tensor": 8}, FULL, sequence_parallel=True),
+    _titan("Llama 3 70B, async TP", LLAMA3_70B, 256, 512, 652.4, {"fsdp": 32, "tensor": 8}, FULL,
+           sequence_parallel=True, hidden=("residual stream",)),
+    Row(trainer="torchtitan", model="Llama 3 8B", family="Llama 3", shape=LLAMA3_8B, target="a100x64",
+        sequence_length=8192, batch_size=64, seconds=8192 / 2973, sizes={"fsdp": 64}, again=_SELECTIVE,
+        source="torchtitan docs/performance (2024)"),
+    Row(trainer="torchtitan", model="Llama 3 70B", family="Llama 3", shape=LLAMA3_70B, target="a100x64",
+        sequence_length=8192, batch_size=64, seconds=8192 / 331, sizes={"fsdp": 64}, again=FULL,
+        source="torchtitan docs/performance (2024)"),
+    _megatron("GPT 1.7B", 2048, 24, 16, 1, 192, 408.8),
+    _megatron("GPT 7.1B", 4096, 30, 32, 2, 192, 465.9),
+    _megatron("GPT 16B", 6144, 32, 48, 4, 192, 489.1),
+    _megatron("GPT 32B", 7168, 48, 56, 8, 192, 459.6),
+    _foundry("MPT 1.3B", _MPT_1B, 8, 2048, 14, 1, 45455),
+    _foundry("MPT 1.3B", _MPT_1B, 8, 4096, 7, 4, 38535),
+    _foundry("MPT 1.3B", _MPT_1B, 8, 8192, 3, 4, 29157),
+    _foundry("MPT 1.3B", _MPT_1B, 8, 512, 56, 4, 52275),
+    _foundry("MPT 760M", _MPT_760M, 8, 2048, 24, 2, 63147),
+    _foundry("MPT 760M", _MPT_760M, 8, 4096, 12, 2, 55459),
+    _foundry("MPT 760M", _MPT_760M, 8, 1024, 48, 2, 78581),
+    _foundry("MPT 3B", _MPT_3B, 16, 2048, 10, 3, 24142),
+    _foundry("MPT 7B", _MPT_7B, 8, 2048, 6, 1, 10643),
+    Row(trainer="MaxText", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="h100x8",
+        sequence_length=4096, batch_size=16, seconds=0.721, sizes={"fsdp": 8},
+        source="JAX-Toolbox docs/frameworks/maxtext"),
+    Row(trainer="AXLearn", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="h100x256",
+        sequence_length=4096, batch_size=1024, seconds=1.4, sizes={"data": 32, "fsdp": 8},
+        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
+    Row(trainer="AXLearn", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="h100x512",
+        sequence_length=4096, batch_size=1024, seconds=9.2, sizes={"data": 4, "fsdp": 128},
+        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
+    Row(trainer="AXLearn", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="v5p-512",
+        sequence_length=4096, batch_size=1024, seconds=2.5, sizes={"data": 32, "fsdp": 8},
+        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
+    Row(trainer="AXLearn", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="v5p-1024",
+        sequence_length=4096, batch_size=1024, seconds=11.6, sizes={"fsdp": 512},
+        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
+    Row(trainer="AXLearn", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="v5e-256 x 4",
+        sequence_length=4096, batch_size=1024, seconds=2.21, sizes={"data": 4, "fsdp": 256},
+        again=Again(attention=1), source="axlearn fuji.py, its comments"),
+    Row(trainer="MaxText", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="v5p-1024",
+        sequence_length=4096, batch_size=2048, seconds=4 * 4096 / 692, sizes={"fsdp": 512},
+        again=Again(gate_up=1, attention=1), source="MaxText tiering.md, maxtext_v5p_model_configs.py"),
+    Row(trainer="MaxText", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="v6e-256",
+        sequence_length=4096, batch_size=768, seconds=3 * 4096 / 900, sizes={"fsdp": 256}, again=_V6E,
+        source="MaxText tiering.md, tpu-recipes"),
+    Row(trainer="MaxText", model="Llama 3.1 8B", family="Llama 3", shape=LLAMA3_8B, target="v6e-256",
+        sequence_length=8192, batch_size=1024, seconds=4 * 8192 / 7207, sizes={"fsdp": 256},
+        again=Again(gate_up=1, attention=1), source="MaxText tiering.md, tpu-recipes"),
+    Row(trainer="MaxText", model="Llama 3.1 70B", family="Llama 3", shape=LLAMA3_70B, target="v6e-256",
+        sequence_length=8192, batch_size=1280, seconds=5 * 8192 / 960, sizes={"fsdp": 256}, again=_V6E,
+        source="MaxText tiering.md, tpu-recipes"),
+)  # fmt: skip
