@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxllm.plan.candidates import Candidate
 from jaxllm.plan.search import Misfit, Option, Plan
-from jaxllm.roofline.transformer import Convention
+from jaxllm.roofline.conventions import Convention, formula
 
 GIB = 2**30
 PART_NAMES = ("products", "attention", "traffic", "unhidden", "waited", "head", "update")
@@ -128,7 +128,7 @@ def _answer(plan: Plan, best: Option) -> Iterator[str]:
     idle = f"; of it idle {100 * time.idle / time.total:.0f} %" if time.idle else ""
     yield f"{'spent on':<12}{', '.join(spent)}{idle}"
     yield (
-        f"{'MFU':<12}{100 * plan.mfu(best):.1f} % (palm: {Convention.PALM.formula}); "
+        f"{'MFU':<12}{100 * plan.mfu(best):.1f} % ({formula(Convention.PALM)}); "
         f"{100 * plan.mfu(best, Convention.CAUSAL):.1f} % (causal)"
     )
     held = ", ".join(f"{part} {_gib(size)}" for part, size in best.memory.items())

@@ -20,6 +20,7 @@ from jaxllm.plan.predict import AGAIN, StepTime, Work, peak_flops, step_time
 from jaxllm.plan.prices import PRICES, Price
 from jaxllm.plan.target import Target, parse
 from jaxllm.roofline.communication import transfers
+from jaxllm.roofline.conventions import Convention, flops_per_token
 from jaxllm.roofline.memory import (
     BYTES,
     ActivationBytes,
@@ -30,7 +31,6 @@ from jaxllm.roofline.memory import (
     stage_inputs,
     state_bytes,
 )
-from jaxllm.roofline.transformer import Convention, flops_per_token
 
 USABLE = 0.92
 """Share of the datasheet's memory that a program gets: the runtime, its buffers for collectives and holes keep some."""
