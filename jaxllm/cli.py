@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxllm
 from jaxllm import cli_bench as bench
-from jaxllm import cli_plan
+from jaxllm import cli_budget, cli_plan
 from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, load, none, overrides
 from jaxllm.config import Experiment, ModelConfig, describe
 
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     show.epilog = OVERRIDES + f"; presets: {', '.join(_presets())}"
 
     cli_plan.register(add)
+    cli_budget.register(add)
 
     data = commands.add_parser("data", help="Text into tokens.", allow_abbrev=False).add_subparsers(
         metavar="COMMAND", required=True

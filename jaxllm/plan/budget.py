@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from jaxllm.config.base import require
 from jaxllm.roofline.hardware import Chip
+from jaxllm.roofline.training import training_seconds
 
 DAY = 86_400.0
 """Seconds."""
@@ -191,8 +192,10 @@ def training_flops(chip: Chip, num_chips: int, days: float, mfu: float) -> float
 
 
 def training_days(choice: Choice, chip: Chip, num_chips: int, mfu: float) -> float:
-    """How long a training takes; the inverse of `training_flops`. The book, chapter 4."""
-    return choice.training_flops / (peak_flops(chip, num_chips) * mfu * DAY)
+    """How long a training takes; the inverse of `training_flops`."""
+    peak = chip.flops_per_second[training_dtype(chip)]
+    seconds = training_seconds(choice.parameters, choice.tokens, devices=num_chips, peak=peak, utilisation=mfu)
+    return seconds / DAY
 
 
 def days_at_speed(tokens: float, num_chips: int, tokens_per_second: float) -> float:

@@ -18,12 +18,12 @@ a parameter and token for these instead of 6, and 6 for the adapters' own.
 Sources: the codes' own, as of August 2026, named at each convention; the book, chapter 4.
 """
 
+import operator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
 from jaxllm.config import ModelConfig
-from jaxllm.config.base import require
 from jaxllm.roofline.transformer import ParameterCount, parameters, vocabulary
 
 Remat = Literal["none", "dots", "block", "offload"]
@@ -164,9 +164,10 @@ def _row(convention: Convention, model: Counted, length: int) -> _Row:
     num_blocks, matrices = len(model.widths), count.attention + count.mlp
     every = count.active + model.positions
     read = every if model.tied else every - count.embedding
-    windows = model.windows or (0,) * num_blocks
-    square = 12 * length * sum(model.widths)
-    seen = 12 * sum(width * min(window or length, length) for width, window in zip(model.widths, windows, strict=True))
+    square = seen = 12 * length * sum(model.widths)
+    if model.windows:
+        reach = [min(window or length, length) for window in model.windows]
+        seen = 12 * sum(map(operator.mul, model.widths, reach))
     narrow = 12 * length * num_blocks * model.d_model
     gpt = 12 * num_blocks * model.d_model**2
     match convention:
@@ -199,8 +200,8 @@ def _row(convention: Convention, model: Counted, length: int) -> _Row:
 
 
 def _known(convention: Convention | str) -> Convention:
-    known = ", ".join(Convention)
-    require(convention in set(Convention), "convention", str(convention), f"use one of {known}")
+    if convention not in Convention:
+        raise ValueError(f"convention = {str(convention)!r}: use one of {', '.join(Convention)}")
     return Convention(convention)
 
 
