@@ -136,7 +136,7 @@ def text(found: Mapping[str, Any]) -> str:
     rows = [
         (
             f"{one['bits']}",
-            f"{one['weight_bytes'] / 1e9:,.1f}",
+            _gigabytes(one["weight_bytes"]),
             f"{one['chips_for_weights']:,}",
             f"{one['most_requests']:,}",
             *(
@@ -158,12 +158,12 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{figures.count(found['parameters'])} parameters{active}, weights in {found['bits']} bits"),
         (
             "memory",
-            f"{found['weight_bytes'] / 1e9:,.1f} GB of weights, {found['usable_bytes'] / 1e9:,.0f} GB usable; "
+            f"{_gigabytes(found['weight_bytes'])} GB of weights, {_gigabytes(found['usable_bytes'])} GB usable; "
             f"{chips:,} chip{'s' * (chips > 1)} at least",
         ),
         (
             "cache",
-            f"{found['cache_bytes_per_request'] / 1e9:,.3g} GB a request of {found['context']:,} tokens in "
+            f"{_gigabytes(found['cache_bytes_per_request'])} GB a request of {found['context']:,} tokens in "
             f"{found['cache_bits']} bits: {found['most_requests']:,} at a time",
         ),
         (
@@ -180,9 +180,9 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _experts_read(found: Mapping[str, Any]) -> list[str]:
     """From where on more requests read no more."""
-    full, one = found["requests_that_read_all"], found["decode"][0]["weight_bytes_read"] / 1e9
+    full, one = found["requests_that_read_all"], _gigabytes(found["decode"][0]["weight_bytes_read"])
     return [
-        f"One request reads {one:,.1f} GB of weights. From {full:,} on, 99 % of the experts are read in every step,",
+        f"One request reads {one} GB of weights. From {full:,} on, 99 % of the experts are read in every step,",
         "so that further requests cost caches and products, and no weights.",
     ]
 
@@ -198,7 +198,7 @@ def _decode_rows(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[
             figures.three_digits(one["tokens_per_second_per_request"]),
             figures.three_digits(one["tokens_per_second"]),
             one["bound"],
-            f"{one['weight_bytes_read'] / 1e9:,.1f}",
+            _gigabytes(one["weight_bytes_read"]),
         )
         rows.append((*row, f"{one['dollars_per_million_tokens']:.3g}") if money else row)
     return ((*head, "$ a million") if money else head), rows
@@ -210,13 +210,17 @@ def _split_rows(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
         row = [f"{one['requests']:,}"]
         for name in ("expert_parallel", "token_parallel"):
             way = one[name]
-            held = f"{way['weight_bytes_per_chip'] / 1e9:,.1f}"
+            held = _gigabytes(way["weight_bytes_per_chip"])
             row += [
                 _seconds(way["read_seconds"] + way["exchange_seconds"]),
                 held if way["fits"] else f"{held}: too many",
             ]
         rows.append(tuple(row))
     return ("requests", "by experts", "GB", "by tokens", "GB"), rows
+
+
+def _gigabytes(size: float) -> str:
+    return figures.three_digits(size / 1e9)
 
 
 def _seconds(value: float) -> str:

@@ -106,7 +106,10 @@ def text(summary: Mapping[str, Any]) -> str:
     if adapted:
         rows.append(("trainable", f"{parts['trainable']:,} of adapters, {parts['trainable'] / parts['total']:.2%}"))
     rows += [
-        ("FLOPs per token", f"in training on sequences of {summary['sequence_length']:,} tokens, by convention"),
+        (
+            "FLOPs per token",
+            f"in training on sequences of {summary['sequence_length']:,} tokens, by convention (--json has all)",
+        ),
     ]
     rows += [
         (f"  {way}", f"{summary['flops_per_token'][way]:.4e}  {formula(way, adapted).partition(': ')[2]}")

@@ -165,7 +165,7 @@ def test_answer_in_numbers_and_in_words():
     assert json.loads(json.dumps(found)) == found
     assert found["decode"][-1]["requests"] == found["most_requests"]
     words = serving_answer.text(found)
-    assert "671.0 GB of weights" in words and "reads 36.6 GB" in words and "From 146 on" in words
+    assert "671 GB of weights" in words and "reads 36.6 GB" in words and "From 146 on" in words
     assert "$2.5 an hour and chip (a list)" in words and "by experts" in words
     last = found["decode"][-1]
     assert last["dollars_per_million_tokens"] == pytest.approx(2.5 * 16 / 3600 / last["tokens_per_second"] * 1e6)
