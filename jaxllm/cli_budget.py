@@ -20,6 +20,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `budget` and `serving` to the command line's commands."""
     budget = add("budget", _budget, "What a training budget buys: which model, how many tokens, what loss.")
     budget.add_argument("--flops", type=_number, metavar="C", help="FLOPs of the whole training, as in 1e23")
+    budget.add_argument("--loss", type=_number, help="to reach, in nats a token, instead: the cheapest training to it")
     budget.add_argument("--cards", metavar="CHIPS", help="8xh100, v5p-256 or any target; alone: which sizes they hold")
     budget.add_argument("--days", type=_number, help="how long they are yours")
     budget.add_argument("--mfu", type=_number, default=0.4, help="share of the peak, at 6 N FLOPs a token (0.4)")
@@ -81,13 +82,17 @@ def _budget(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.plan import budget_answer
 
     none(rest)
-    if (arguments.flops is None) == (arguments.cards is None):
-        raise ValueError("give either --flops C or --cards CHIPS, as in: jaxllm budget --cards 8xh100 --days 7")
-    if arguments.flops is not None and arguments.days is not None:
-        raise ValueError("--days goes with --cards; --flops is a whole budget already")
+    given = [way for way in ("flops", "loss", "cards") if getattr(arguments, way) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            "give one of --cards CHIPS, --flops C and --loss L, as in: jaxllm budget --cards 8xh100 --days 7"
+        )
+    if arguments.cards is None and arguments.days is not None:
+        raise ValueError(f"--days goes with --cards; --{given[0]} is a whole budget already")
     target = None if arguments.cards is None else _cards(arguments.cards)
     found = budget_answer.answer(
         flops=arguments.flops,
+        loss=arguments.loss,
         target=target,
         days=arguments.days,
         mfu=_share(arguments.mfu),

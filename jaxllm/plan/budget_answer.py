@@ -25,6 +25,7 @@ from jaxllm.train import figures
 def answer(
     *,
     flops: float | None = None,
+    loss: float | None = None,
     target: Target | None = None,
     days: float | None = None,
     mfu: float = 0.4,
@@ -39,6 +40,7 @@ def answer(
 
     Args:
         flops: of the whole training; or
+        loss: that it is to reach, by Besiroglu et al.'s fit; or
         target: the chips that it is done on, and
         days: for how long; without it only what they hold is said.
         mfu: of them, at 6 N FLOPs a token.
@@ -64,6 +66,8 @@ def answer(
         found |= {"data": data, "sequence_length": length, "memory_per_device": target.memory, "usable": USABLE}
         found["price"] = price and {"dollars_per_chip_hour": price.dollars_per_hour, "source": price.source}
         flops = None if days is None else training_flops(target.chip, target.num_chips, days, mfu)
+    if loss is not None:
+        flops = BESIROGLU.cheapest(loss).training_flops
     least = least_flops(batch)
     if flops is not None and flops < least:
         asked = f"--flops = {flops:.3g}" if target is None else f"{flops:.3g} FLOPs in {days:.3g} days"

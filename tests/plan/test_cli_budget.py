@@ -51,6 +51,14 @@ def test_budget_reads_like_an_answer(jaxllm):
     assert code == 0 and "69.3 B" in out and "the size asked for" in out and "extrapolated" in out
 
 
+def test_budget_of_a_loss_is_the_inverse(jaxllm):
+    _, out, _ = jaxllm("budget", "--flops", "1e22", "--json")
+    best = json.loads(out)["choices"][1]
+    _, out, _ = jaxllm("budget", "--loss", str(best["loss"]["besiroglu"]), "--json")
+    assert json.loads(out)["flops"] == pytest.approx(1e22)
+    assert json.loads(out)["choices"][1]["parameters"] == pytest.approx(best["parameters"])
+
+
 def test_chips_first_means_chips(jaxllm):
     # v5p names count TensorCores, two a chip
     for cards, num_chips in (("8xv5p", 8), ("v5p-8", 4)):
@@ -68,7 +76,8 @@ def test_serving(jaxllm):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("budget",), "give either --flops C or --cards CHIPS"),
+        (("budget",), "give one of --cards CHIPS, --flops C and --loss L"),
+        (("budget", "--loss", "1.8"), "loss = 1.8: no model reaches it; give more than 1.8172"),
         (("budget", "--flops", "1e9"), "--flops = 1e+09: too little for one step of 524,288 tokens; give 8.2e+10"),
         (("budget", "--cards", "h100x8", "--days", "1e-10"), "too little for one step"),
         (("budget", "--flops", "1e20", "--parameters", "1e15"), "--parameters = 1e+15: the budget gives it 16,667"),
