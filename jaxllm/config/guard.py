@@ -155,7 +155,10 @@ class Replay(Choice, frozen=True, kw_only=True, tag="replay"):
 class Ladder(Choice, frozen=True, kw_only=True, tag="ladder"):
     """From the mildest remedy to the end of the run, a rung up with each spike that follows soon on another:
 
-    skip the data around the spike; skip more; skip more at a lower learning rate; stop with a report.
+    skip the data around the spike; skip more; skip yet more; skip at a lower learning rate; stop with a report.
+
+    A spike that comes back at the same step, though the data there are others by then, is not the data's: the learning
+    rate is lowered at once.
 
     Attributes:
         rewind_steps: the checkpoint is so many steps before the trouble began, or more.
@@ -163,8 +166,8 @@ class Ladder(Choice, frozen=True, kw_only=True, tag="ladder"):
             to the alarm; 200 where none of the three is given.
         skip_tokens: the same in tokens, rounded up to whole batches.
         skip_fraction: the same as a fraction of the run's steps.
-        widen: the later rungs skip so many times as much.
-        learning_rate_factor: of the third rung.
+        widen: the second rung skips so many times as much as the first, the third as the second.
+        learning_rate_factor: of the fourth rung.
         lowered_steps: steps that the learning rate stays lower.
         calm_steps: steps beyond a spike after which the next one is met on the first rung again.
         max_rollbacks: of a run; the spike after them stops it.

@@ -111,13 +111,26 @@ def test_a_replayed_spike_that_comes_back_is_no_hardware_s():
 def test_a_ladder_goes_up_with_spikes_that_follow_soon():
     ladder, past = Ladder(rewind_steps=10, skip_batches=40, calm_steps=200), []
     seen = []
-    for onset in (100, 120, 140):
+    for onset in (100, 120, 140, 160):
         chosen = remedy(ladder, past, onset, 1.0)
         seen.append((chosen.rung, chosen.widen, chosen.learning_rate_factor, chosen.lowered_steps))
         past.append(later(BACK, policy="ladder", onset=onset, step=onset + 8, rung=chosen.rung))
-    assert seen == [(1, 1.0, 1.0, 0), (2, 3.0, 1.0, 0), (3, 3.0, 0.7, 2000)]
-    assert "neither skipping data" in remedy(ladder, past, 160, 0.7)
-    assert remedy(ladder, past, 148 + 201, 1.0).rung == 1, "after calm steps from the start again"
+    assert seen == [(1, 1.0, 1.0, 0), (2, 3.0, 1.0, 0), (3, 9.0, 1.0, 0), (4, 1.0, 0.7, 2000)]
+    assert "neither skipping data" in remedy(ladder, past, 180, 0.7)
+    assert remedy(ladder, past, 168 + 201, 1.0).rung == 1, "after calm steps from the start again"
+
+
+def test_a_spike_that_comes_back_at_the_same_step_with_other_data_is_not_the_data_s():
+    ladder = Ladder(rewind_steps=10, skip_batches=40, calm_steps=200)
+    back = later(BACK, policy="ladder", onset=100, step=108, to_step=80)
+    for onset in (96, 100, 104):
+        assert remedy(ladder, [back], onset, 1.0)[1:] == (4, Skip(batches=40), 1.0, 0.7, 2000)
+    for onset in (84, 95, 105):
+        assert remedy(ladder, [back], onset, 1.0).rung == 2
+    near = later(back, to_step=95)
+    assert remedy(ladder, [near], 100, 1.0).rung == 2, "the data behind the skip may be bad too"
+    lowered = later(back, rung=4)
+    assert "not the data but what belongs to the step" in remedy(ladder, [back, lowered], 101, 0.7)
 
 
 def test_skips_in_all_units():

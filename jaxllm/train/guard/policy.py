@@ -6,8 +6,11 @@ from jaxllm.config import CheckpointConfig, DataConfig, Falcon, Ladder, Off, Pal
 from jaxllm.data.steps import Steps
 from jaxllm.train.guard.ledger import RolledBack
 
-LAST_RUNG = 3
-"""Of a ladder; the next is the end of the run."""
+LAST_RUNG = 4
+"""Of a ladder, where the learning rate is lowered; the next is the end of the run."""
+
+SAME = 4
+"""Two spikes began at the same step if they began no more than so many apart."""
 
 
 class Remedy(NamedTuple):
@@ -60,12 +63,27 @@ def remedy(policy: PolicyConfig, past: list[RolledBack], onset: int, factor: flo
             )
         return Remedy(before)
     rung = past[-1].rung + 1 if past and onset <= past[-1].step + policy.calm_steps else 1
+    structural = rung > 1 and is_structural(past[-1], onset)
     if rung > LAST_RUNG:
-        return "neither skipping data nor a lower learning rate has helped"
-    widen = policy.widen if rung > 1 else 1.0
+        return (
+            f"it came back at step {onset} with other data and a lower learning rate: not the data but what belongs to "
+            "the step causes it"
+            if structural
+            else "neither skipping data nor a lower learning rate has helped"
+        )
+    if structural:
+        rung = LAST_RUNG
     if rung < LAST_RUNG:
-        return Remedy(before, rung, policy.skip, widen)
-    return Remedy(before, rung, policy.skip, widen, factor * policy.learning_rate_factor, policy.lowered_steps)
+        return Remedy(before, rung, policy.skip, policy.widen ** (rung - 1))
+    return Remedy(before, rung, policy.skip, 1.0, factor * policy.learning_rate_factor, policy.lowered_steps)
+
+
+def is_structural(last: RolledBack, onset: int) -> bool:
+    """Whether a spike came back at the same step with other data, behind clean steps on these.
+
+    Where data behind a skip are bad too, the next spike begins as soon as they are read.
+    """
+    return abs(onset - last.onset) <= SAME and onset > last.to_step + 2 * SAME
 
 
 def num_skipped(skip: Skip, widen: float, steps: Steps, start: int, num_steps: int) -> int:
