@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = add("train", _train, "Train; goes on by itself where the run exists.")
     train.add_argument("config", nargs="?", help="experiment, a TOML file")
-    train.add_argument("--force", action="store_true", help="go on with a run that another config started")
+    train.add_argument(
+        "--force", action="store_true", help="go on with another config's run, or into too little memory"
+    )
     train.add_argument("--fields", nargs="?", const="", metavar="SECTION", help="list the config's fields and stop")
     train.epilog = OVERRIDES
 
@@ -192,7 +194,7 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
     """A config's numbers; without a number of devices, on as few as its mesh allows."""
     from jaxllm import mesh_sizes
     from jaxllm.data.store import open_store
-    from jaxllm.roofline import summary
+    from jaxllm.roofline import device, summary
     from jaxllm.train.assemble import resolve_vocabulary
 
     model, mesh, phase = experiment.model, experiment.mesh, experiment.data.phases[0]
@@ -201,7 +203,6 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
     least = math.prod(size for size in mesh.shape if size != -1)
     sizes = mesh_sizes.resolve(mesh, num_devices or least)
     mesh_sizes.check_model(model, sizes)
-    pieces = experiment.train.accumulate * math.prod(sizes[axis] for axis in mesh_sizes.BATCH_AXES)
     numbers = summary.summarise(
         model,
         phase.sequence_length,
@@ -211,9 +212,7 @@ def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
         mesh=sizes,
         zero=mesh.zero,
         sequence_parallel=mesh.sequence_parallel,
-        tokens=max(
-            -(-one.batch_size // pieces) * -(-one.sequence_length // sizes["context"]) for one in experiment.data.phases
-        ),
+        tokens=max(device.micro_batch_tokens(experiment, sizes)),
         adapters=_adapters(experiment, model, sizes),
     )
     return {"devices": math.prod(sizes.values()), "mesh": sizes, **numbers}

@@ -4,20 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-import msgspec
-
 from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
 from jaxllm.roofline.conventions import MAIN, Convention, Counted, flops_per_token, formula, hardware_flops_per_token
-from jaxllm.roofline.memory import (
-    BYTES,
-    Adapters,
-    activation_bytes,
-    kv_cache_bytes,
-    logits_bytes,
-    shards,
-    stage_inputs,
-    state_bytes,
-)
+from jaxllm.roofline.device import memory_per_device
+from jaxllm.roofline.memory import BYTES, Adapters, kv_cache_bytes
 from jaxllm.roofline.transformer import parameters
 
 _TRAIN = TrainConfig()
@@ -64,18 +54,17 @@ def summarise(
     count = parameters(model)
     counted, compute = Counted.of(model), train.precision.compute
     width = BYTES[compute]
-    state = state_bytes(model, train.precision, optimizer, shards(mesh, zero), adapters)
     trained = adapters.total if adapters else 0
-    memory = asdict(state)
-    if tokens:
-        tensor, pipe = mesh.get("tensor", 1), mesh.get("pipe", 1)
-        stage = msgspec.structs.replace(model, num_layers=model.num_layers // pipe)
-        kept = activation_bytes(stage, tokens, train.remat, width, tensor, sequence_parallel)
-        inputs = stage_inputs(pipe, train.accumulate, train.pipeline) * tokens * model.d_model * width
-        memory |= {
-            "activations": kept.total + inputs // (tensor if sequence_parallel else 1),
-            "logits": logits_bytes(model, tokens, train.loss.chunk, width, tensor * pipe),
-        }
+    memory = memory_per_device(
+        model,
+        train,
+        optimizer,
+        mesh,
+        zero=zero,
+        sequence_parallel=sequence_parallel,
+        tokens=tokens,
+        adapters=adapters,
+    )
     return {
         "name": name,
         "sequence_length": sequence_length,

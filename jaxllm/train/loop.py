@@ -15,7 +15,7 @@ from jaxllm.config import Experiment, dump, refuse_changes, resolved
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import open_store
 from jaxllm.storage import LocalStorage, Place, is_url, open_storage
-from jaxllm.train import environment, processes
+from jaxllm.train import environment, preflight, processes
 from jaxllm.train.assemble import assemble, resolve_vocabulary
 from jaxllm.train.attempt import Attempt, Run
 from jaxllm.train.catalogue import Catalogue
@@ -35,7 +35,7 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
 
     Args:
         experiment: what to train; its `run.directory` says where.
-        force: go on with a run whatever its old config was.
+        force: go on with a run whatever its old config was, and into memory that seems too small.
         stop: tells of signals; by default they are watched for while the run lasts.
         trouble: disturbs the run, for benchmarks and tests.
 
@@ -69,6 +69,9 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
         processes.agree({"the data": store.digest})
         model = resolve_vocabulary(experiment.model, store.tokenizer.vocab_size)
         program = assemble(experiment, model)
+        if not force:
+            limit = preflight.limit_of(jax.local_devices())
+            preflight.check(experiment, model, dict(program.mesh.shape), limit)
         batches = Batches(store, experiment.data)
         guard = Guard(experiment, policy, storage, store.digest, console.note)
         follow = experiment.guard.follow

@@ -1,0 +1,90 @@
+"""What one device holds while it trains, by what it is: the sum of `memory`'s parts on a mesh."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Literal
+
+import msgspec
+
+from jaxllm import mesh_sizes
+from jaxllm.config import Experiment, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.roofline.memory import (
+    BYTES,
+    Adapters,
+    activation_bytes,
+    logits_bytes,
+    shards,
+    stage_inputs,
+    state_bytes,
+)
+
+
+def memory_per_device(
+    model: ModelConfig,
+    train: TrainConfig,
+    optimizer: OptimizerConfig,
+    mesh: Mapping[str, int],
+    *,
+    zero: Literal[1, 2, 3] = 3,
+    sequence_parallel: bool = False,
+    tokens: int = 0,
+    adapters: Adapters | None = None,
+) -> dict[str, int]:
+    """Bytes of one device: parameters, gradients, optimizer, and of a step activations and logits.
+
+    Args:
+        model: the decoder, with its vocabulary known.
+        train: dtypes, rematerialisation, micro-batches and loss chunk.
+        optimizer: whose moments are counted.
+        mesh: devices along each axis, none of them -1; absent axes have one.
+        zero: as in `MeshConfig.zero`.
+        sequence_parallel: as in `MeshConfig.sequence_parallel`.
+        tokens: of a micro-batch on one device; 0 leaves activations and logits out.
+        adapters: what is trained, where it is these alone.
+
+    Raises:
+        ValueError: the vocabulary is not known yet.
+    """
+    memory = asdict(state_bytes(model, train.precision, optimizer, shards(mesh, zero), adapters))
+    if tokens:
+        width, tensor, pipe = BYTES[train.precision.compute], mesh.get("tensor", 1), mesh.get("pipe", 1)
+        stage = msgspec.structs.replace(model, num_layers=model.num_layers // pipe)
+        kept = activation_bytes(stage, tokens, train.remat, width, tensor, sequence_parallel)
+        inputs = stage_inputs(pipe, train.accumulate, train.pipeline) * tokens * model.d_model * width
+        memory |= {
+            "activations": kept.total + inputs // (tensor if sequence_parallel else 1),
+            "logits": logits_bytes(model, tokens, train.loss.chunk, width, tensor * pipe),
+        }
+    return memory
+
+
+def of_experiment(
+    experiment: Experiment, model: ModelConfig, sizes: Mapping[str, int], adapters: Adapters | None = None
+) -> dict[str, int]:
+    """Bytes of one device in the phase of an experiment that needs most.
+
+    Args:
+        experiment: everything but the vocabulary's size.
+        model: the experiment's, with its vocabulary known.
+        sizes: devices along each mesh axis, none of them -1.
+        adapters: what is trained, where it is these alone.
+    """
+    return memory_per_device(
+        model,
+        experiment.train,
+        experiment.optim.optimizer,
+        sizes,
+        zero=experiment.mesh.zero,
+        sequence_parallel=experiment.mesh.sequence_parallel,
+        tokens=max(micro_batch_tokens(experiment, sizes)),
+        adapters=adapters,
+    )
+
+
+def micro_batch_tokens(experiment: Experiment, sizes: Mapping[str, int]) -> list[int]:
+    """Tokens of a micro-batch on one device, in each phase."""
+    pieces = experiment.train.accumulate * math.prod(sizes[axis] for axis in mesh_sizes.BATCH_AXES)
+    return [
+        -(-one.batch_size // pieces) * -(-one.sequence_length // sizes["context"]) for one in experiment.data.phases
+    ]
