@@ -49,6 +49,16 @@ def register(commands: Any) -> None:
     spikes.add_argument("--seeds", type=int, help="runs of each kind and mode (5)")
     spikes.add_argument("--policy", choices=("ladder", "palm"), default="ladder", help="of the guard (ladder)")
     spikes.add_argument("--quick", action="store_true", help="one kind, one seed, a tiny model: under a minute")
+    add("plan", _plan, "Compare the plan's predictions with published steps.")
+
+
+def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    none(rest)
+    from jaxllm.bench import plan
+
+    result = plan.measure()
+    print(json.dumps(result, indent=2) if arguments.json else plan.text(result))
+    return DONE
 
 
 def _step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -8,8 +8,10 @@ fitted.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from jaxllm.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxllm.config.train import Float
 from jaxllm.plan.predict import Again
 
 NOTHING = Again()
@@ -36,6 +38,9 @@ class Row:
             `roofline.communication`.
         zero: as in `MeshConfig.zero`.
         sequence_parallel: as in `MeshConfig.sequence_parallel`.
+        kernel: of attention, as `plan.efficiency.KERNELS` knows them.
+        fused: whether its backward pass is one kernel, of five products.
+        parameters: dtype in which they are moved once a step (zero 1 and 2).
         power: share of the chip's power limit that the board was held to.
         source: where it was published.
     """
@@ -54,6 +59,9 @@ class Row:
     hidden: tuple[str, ...] = ()
     zero: int = 3
     sequence_parallel: bool = False
+    kernel: str
+    fused: bool = True
+    parameters: Float = "float32"
     power: float = 1.0
     source: str
 
@@ -97,6 +105,7 @@ def _titan(
         seconds=batch * 8192 / gpus / rate,
         sizes=sizes,
         again=again,
+        kernel="flash2",
         power=500 / 700,
         source="torchtitan benchmarks/llama3_h100_202412, asyncTP_llama3_h100_2025-06",
         **more,
@@ -116,6 +125,7 @@ def _foundry(model: str, shape: ModelConfig, gpus: int, length: int, micro: int,
         seconds=batch * length / gpus / rate,
         sizes={"fsdp": gpus},
         accumulate=accumulate,
+        kernel="flash2",
         source="llm-foundry scripts/train/benchmarking",
     )
 
@@ -136,6 +146,8 @@ def _megatron(model: str, width: int, layers: int, heads: int, tensor: int, batc
         sizes={"fsdp": 48, "tensor": tensor},
         sequence_parallel=tensor > 1,
         zero=1,
+        parameters="bfloat16",
+        kernel="cudnn",
         hidden=("gradients of weights", "updated parameters", "residual stream"),
         source="Megatron-LM README (2024-07)",
     )
@@ -159,10 +171,10 @@ ROWS: tuple[Row, ...] = (
            sequence_parallel=True, hidden=("residual stream",)),
     Row(trainer="torchtitan", model="Llama 3 8B", family="Llama 3", shape=LLAMA3_8B, target="a100x64",
         sequence_length=8192, batch_size=64, seconds=8192 / 2973, sizes={"fsdp": 64}, again=_SELECTIVE,
-        source="torchtitan docs/performance (2024)"),
+        kernel="flash2", source="torchtitan docs/performance (2024)"),
     Row(trainer="torchtitan", model="Llama 3 70B", family="Llama 3", shape=LLAMA3_70B, target="a100x64",
         sequence_length=8192, batch_size=64, seconds=8192 / 331, sizes={"fsdp": 64}, again=FULL,
-        source="torchtitan docs/performance (2024)"),
+        kernel="flash2", source="torchtitan docs/performance (2024)"),
     _megatron("GPT 1.7B", 2048, 24, 16, 1, 192, 408.8),
     _megatron("GPT 7.1B", 4096, 30, 32, 2, 192, 465.9),
     _megatron("GPT 16B", 6144, 32, 48, 4, 192, 489.1),
@@ -178,32 +190,42 @@ ROWS: tuple[Row, ...] = (
     _foundry("MPT 7B", _MPT_7B, 8, 2048, 6, 1, 10643),
     Row(trainer="MaxText", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="h100x8",
         sequence_length=4096, batch_size=16, seconds=0.721, sizes={"fsdp": 8},
-        source="JAX-Toolbox docs/frameworks/maxtext"),
-    Row(trainer="AXLearn", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="h100x256",
-        sequence_length=4096, batch_size=1024, seconds=1.4, sizes={"data": 32, "fsdp": 8},
-        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
-    Row(trainer="AXLearn", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="h100x512",
-        sequence_length=4096, batch_size=1024, seconds=9.2, sizes={"data": 4, "fsdp": 128},
-        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
-    Row(trainer="AXLearn", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="v5p-512",
-        sequence_length=4096, batch_size=1024, seconds=2.5, sizes={"data": 32, "fsdp": 8},
-        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
-    Row(trainer="AXLearn", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="v5p-1024",
-        sequence_length=4096, batch_size=1024, seconds=11.6, sizes={"fsdp": 512},
-        again=Again(gate_up=1), source="arXiv 2507.05411, mesh of fuji.py"),
+        kernel="cudnn", source="JAX-Toolbox docs/frameworks/maxtext"),
     Row(trainer="AXLearn", model="Llama 2 7B", family="Llama 2", shape=LLAMA2_7B, target="v5e-256 x 4",
         sequence_length=4096, batch_size=1024, seconds=2.21, sizes={"data": 4, "fsdp": 256},
-        again=Again(attention=1), source="axlearn fuji.py, its comments"),
+        again=Again(attention=1), kernel="splash", fused=False, source="axlearn fuji.py, its comments"),
     Row(trainer="MaxText", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="v5p-1024",
         sequence_length=4096, batch_size=2048, seconds=4 * 4096 / 692, sizes={"fsdp": 512},
-        again=Again(gate_up=1, attention=1), source="MaxText tiering.md, maxtext_v5p_model_configs.py"),
+        again=Again(gate_up=1, attention=1), kernel="splash", fused=False,
+        source="MaxText tiering.md, maxtext_v5p_model_configs.py"),
     Row(trainer="MaxText", model="Llama 2 70B", family="Llama 2", shape=LLAMA2_70B, target="v6e-256",
         sequence_length=4096, batch_size=768, seconds=3 * 4096 / 900, sizes={"fsdp": 256}, again=_V6E,
-        source="MaxText tiering.md, tpu-recipes"),
+        kernel="splash", fused=False, source="MaxText tiering.md, tpu-recipes"),
     Row(trainer="MaxText", model="Llama 3.1 8B", family="Llama 3", shape=LLAMA3_8B, target="v6e-256",
         sequence_length=8192, batch_size=1024, seconds=4 * 8192 / 7207, sizes={"fsdp": 256},
-        again=Again(gate_up=1, attention=1), source="MaxText tiering.md, tpu-recipes"),
+        again=Again(gate_up=1, attention=1), kernel="splash", source="MaxText tiering.md, tpu-recipes"),
     Row(trainer="MaxText", model="Llama 3.1 70B", family="Llama 3", shape=LLAMA3_70B, target="v6e-256",
         sequence_length=8192, batch_size=1280, seconds=5 * 8192 / 960, sizes={"fsdp": 256}, again=_V6E,
-        source="MaxText tiering.md, tpu-recipes"),
+        kernel="splash", source="MaxText tiering.md, tpu-recipes"),
 )  # fmt: skip
+
+UNUSABLE: Mapping[str, str] = MappingProxyType(
+    {
+        "mixtures (Mixtral, Qwen 3 30B-A3B, custom MoE)": "jaxllm has no mixture of experts yet",
+        "float8 and NVFP4 rows": "other peaks for some of the products",
+        "torchtitan without torch.compile": "its compiled twin is there; jaxllm always compiles",
+        "torchtitan 405B": "float8, and stages whose schedule alone changes the step by 28 %",
+        "torchtitan over context": "float8",
+        "Megatron-LM with pipeline stages": "neither interleaving nor micro-batch size is stated",
+        "Megatron-LM GPT-3 175B, 96 to 4,608 GPUs": "the parallelism of each size is not stated",
+        "MaxText v6e 405B": "two recipes with other meshes and other results",
+        "MaxText old counts (v5p, v5e), custom models": "neither shapes nor batches are stated",
+        "AXLearn in arXiv 2507.05411": "batch and recomputation are not stated",
+        "AXLearn fuji on H100 and v6e": "recomputation is not stated; later runs of one config are 21 to 29 % faster",
+        "AXLearn fuji-70B on v5e": "its own note says that it runs out of memory",
+        "Levanter GPT-2 shapes on v3; 1B on v4; SFT on A100": "batches, or the number itself, are not stated",
+        "llm-foundry 1.3B on 128 and 512 GPUs": "the micro-batch is not stated",
+        "nanotron, picotron, nanochat, llm.c, TinyLlama, gpt-simple": "batch, shape or the number itself is not stated",
+    }
+)
+"""Published rows that a prediction would have to guess at, and why."""

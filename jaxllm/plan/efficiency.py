@@ -1,11 +1,17 @@
-"""Which share of a chip's peaks programs reach: the few measured numbers of a prediction, one row a kind of chip.
+"""Which share of a chip's peaks programs reach: the few measured numbers of a prediction.
 
-`products`, `attention` and `exposed` are fitted to published steps (`bench.published`; `jaxllm bench plan` fits them
-again without each family of models, and says how far off that family then is). The others are measured by others:
+A share is a ceiling times what training steps keep of it. Ceilings belong to a chip or a kernel, and others measured
+them:
 
-    memory   0.85 of HBM bandwidth in large copies: 1359 of 1600 GB/s on v6e (AI-Hypercomputer/tpu-recipes,
-             microbenchmarks), about 90 % on H100 for plain copies and less for what programs do
-    links    0.82 = 370 of 450 GB/s, what all-reduces reach inside an H100 node (the book, GPU chapter); on TPUs 0.9
+    products    the best matrix products: A100 0.87 (271 of 312 TFLOP/s) and H100 0.80 (Bekman, ML Engineering, maximum
+                achievable matmul FLOPS); other GPUs 0.80, TPUs 0.95 (the book, chapter 1); v6e 0.90 (827 of 920,
+                AI-Hypercomputer/tpu-recipes, microbenchmarks)
+    attention   of the peak, forward and backward together: FlashAttention-2 on H100 0.35 and cuDNN 0.55 (Shah et al.
+                2024, FlashAttention-3), FlashAttention-2 on A100 0.6 (Dao 2023); splash 0.5, for want of a source
+    links       0.82 = 370 of 450 GB/s, all-reduces within an H100 node (the book, GPU chapter); TPUs 0.9
+
+What steps keep is fitted to published ones: `CALIBRATION`, five numbers for all chips. `jaxllm bench plan` fits them
+again, and with each family of models left out.
 """
 
 from dataclasses import dataclass
@@ -32,10 +38,50 @@ class Efficiency:
     exposed: float
 
 
-GPU = Efficiency(products=0.66, attention=0.45, memory=0.85, links=0.82, exposed=0.2)
-TPU = Efficiency(products=0.85, attention=0.5, memory=0.85, links=0.9, exposed=0.2)
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What training steps keep of the ceilings.
+
+    Attributes:
+        gpu_products: of the best products', on GPUs.
+        tpu_products: the same on TPUs.
+        attention: of the kernel's best.
+        memory: of HBM bandwidth, in traffic counted as if nothing were fused.
+        exposed: as in `Efficiency`.
+    """
+
+    gpu_products: float
+    tpu_products: float
+    attention: float
+    memory: float
+    exposed: float
 
 
-def of(chip: Chip) -> Efficiency:
-    """Of a kind of chip."""
-    return TPU if chip.torus else GPU
+CALIBRATION = Calibration(gpu_products=0.74, tpu_products=0.82, attention=0.5, memory=0.6, exposed=0.3)
+"""Fitted to all rows of `bench.published`."""
+
+PRODUCTS = {"A100": 0.87, "TPU v6e": 0.9}
+"""Ceilings of chips whose name begins so."""
+
+KERNELS = {"flash2": 0.35, "flash2 A100": 0.6, "cudnn": 0.55, "splash": 0.5}
+"""Ceilings of attention kernels; with a chip, those that differ there."""
+
+
+def of(chip: Chip, calibration: Calibration = CALIBRATION, kernel: str = "") -> Efficiency:
+    """What programs reach on a chip.
+
+    Args:
+        chip: the kind.
+        calibration: what steps keep of the ceilings.
+        kernel: of attention, a name of `KERNELS`; jaxllm's own by default.
+    """
+    tpu = chip.torus is not None
+    ceiling = next((share for name, share in PRODUCTS.items() if chip.name.startswith(name)), 0.95 if tpu else 0.8)
+    kernel = kernel or ("splash" if tpu else "cudnn")
+    return Efficiency(
+        products=ceiling * (calibration.tpu_products if tpu else calibration.gpu_products),
+        attention=KERNELS.get(f"{kernel} {chip.name.split()[0]}", KERNELS[kernel]) * calibration.attention,
+        memory=calibration.memory,
+        links=0.9 if tpu else 0.82,
+        exposed=calibration.exposed,
+    )

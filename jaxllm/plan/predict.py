@@ -88,6 +88,7 @@ class Work:
         context: devices along context.
         stream_shares: devices that the residual stream of a micro-batch is split over: tensor or 1.
         again: what the backward pass computes again.
+        backward: products of the attention kernel's backward pass for one of its forward pass.
         compute: dtype of products.
         state_bytes: of parameters, gradients and moments that the update reads and writes.
         host_bytes: of activations that go to the host and come back.
@@ -103,6 +104,7 @@ class Work:
     context: int
     stream_shares: int
     again: Again
+    backward: float
     compute: str
     state_bytes: float
     host_bytes: float = 0.0
@@ -177,7 +179,13 @@ def _shapes(model: ModelConfig) -> tuple[tuple[BlockConfig, int], ...]:
     return tuple(counts.items())
 
 
-def step_time(work: Work, transfers: tuple[Transfer, ...], placement: Placement, efficiency: Efficiency) -> StepTime:
+def step_time(
+    work: Work,
+    transfers: tuple[Transfer, ...],
+    placement: Placement,
+    efficiency: Efficiency,
+    hidden: tuple[str, ...] = (),
+) -> StepTime:
     """Predict a step.
 
     Args:
@@ -185,10 +193,11 @@ def step_time(work: Work, transfers: tuple[Transfer, ...], placement: Placement,
         transfers: what it sends, from `roofline.communication`.
         placement: where the mesh's axes lie.
         efficiency: shares of the peaks that programs reach.
+        hidden: transfers that run beside the blocks' products too; jaxllm has none but `BESIDE`.
     """
     chip = placement.target.chip
     products, attention, traffic = _blocks(work, chip)
-    moved, waited = _transfers(transfers, placement, efficiency)
+    moved, waited = _transfers(transfers, placement, efficiency, (*BESIDE, *hidden))
     if work.host_bytes:
         moved["host"] = work.host_bytes / (chip.host_bytes_per_second / chip.devices_per_chip) / efficiency.links
     head_flops, head_bytes = _head(work, chip)
@@ -265,10 +274,8 @@ def _filled(size: int, tile: int) -> float:
 def _attention(work: Work, block: BlockConfig, chip: Chip) -> tuple[float, float]:
     head, heads = work.model.head_dim(block.attention), block.attention.num_heads / work.tensor
     forward = 2.0 * work.sequence_length * work.num_tokens * heads * head
-    # flash attention's backward pass is five products to the forward pass' two; splash's two kernels do seven
-    backward = 3.5 if chip.torus else 2.5
     exact = forward * (3 + work.again.attention)
-    padded = forward * (1 + backward + work.again.attention) / _filled(head, 128 if chip.torus else 64)
+    padded = forward * (1 + work.backward + work.again.attention) / _filled(head, 128 if chip.torus else 64)
     return exact, padded
 
 
@@ -310,13 +317,13 @@ def peak_flops(chip: Chip, compute: str) -> float:
 
 
 def _transfers(
-    transfers: tuple[Transfer, ...], placement: Placement, efficiency: Efficiency
+    transfers: tuple[Transfer, ...], placement: Placement, efficiency: Efficiency, hidden: tuple[str, ...]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of a step's transfers by mesh axes: beside the blocks, and in their way."""
     moved: dict[str, float] = {}
     waited: dict[str, float] = {}
     for one in transfers:
-        beside = one.what in BESIDE and one.kind != "all-reduce"
+        beside = one.what in hidden and one.kind != "all-reduce"
         found = moved if beside else waited
         name = "+".join(one.axes)
         found[name] = found.get(name, 0.0) + one.count * placement.seconds(one) / efficiency.links

@@ -279,6 +279,8 @@ class _Search:
             stream_shares=sizes["tensor"] if parallel else 1,
             # to differentiate a stage, its forward pass is computed once more
             again=again.plus(1) if stages > 1 else again,
+            # flash attention's backward pass is five products to the forward pass' two; splash's two kernels do seven
+            backward=3.5 if self.target.chip.torus else 2.5,
             compute=self.train.precision.compute,
             # parameters and moments are read and written; gradients written, and read for their norm and the update
             state_bytes=2 * (state.parameters + state.optimizer) + 4 * state.gradients,

@@ -130,13 +130,14 @@ def test_days_dollars_and_overrides():
 
 
 def test_below_the_critical_batch_transfers_bind():
-    found = jaxllm.plan(experiment(data__phases__0__batch_size=16), target="h100x16")
+    given = experiment(data__phases__0__batch_size=16, data__phases__0__sequence_length=512)
+    found = jaxllm.plan(given, target="h100x16")
     option = next(
         one for one in found.options if one.candidate.mesh.sizes["fsdp"] == 16 and one.candidate.remat == "none"
     )
     moved, blocks = option.time.moved["fsdp"], option.time.blocks
     assert moved > blocks
-    assert found.critical_batch(option) == pytest.approx(16 * 1024 * moved / blocks)
+    assert found.critical_batch(option) == pytest.approx(16 * 512 * moved / blocks)
     assert option.time.binds == "fsdp"
     assert option.time.unhidden >= moved - blocks
 
