@@ -20,6 +20,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     plan.add_argument("--batch", type=_count, default=0, metavar="TOKENS", help="of a step; the first phase's")
     plan.add_argument("--price", type=_dollars, metavar="DOLLARS", help="an hour and chip, instead of the list price")
     plan.add_argument("--top", type=_count, default=10, help="options that are shown (10)")
+    plan.add_argument("--html", metavar="FILE", help="draw it into one file as well")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.epilog = OVERRIDES
 

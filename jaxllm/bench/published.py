@@ -9,6 +9,7 @@ fitted.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from jaxllm.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxllm.config.train import Float
@@ -57,7 +58,7 @@ class Row:
     accumulate: int = 1
     again: Again = NOTHING
     hidden: tuple[str, ...] = ()
-    zero: int = 3
+    zero: Literal[1, 2, 3] = 3
     sequence_parallel: bool = False
     kernel: str
     fused: bool = True

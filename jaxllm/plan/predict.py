@@ -242,6 +242,48 @@ def _blocks(work: Work, chip: Chip) -> tuple[_Flops, _Flops, float]:
     return products, attention, traffic
 
 
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """An operation of the forward pass on one device, for a roofline.
+
+    Attributes:
+        name: what it is.
+        intensity: FLOPs a byte read from memory and written to it.
+    """
+
+    name: str
+    intensity: float
+
+
+def operations(work: Work) -> tuple[Operation, ...]:
+    """The products of a block, its kernel, what lies between them, and the head, of the model's first block.
+
+    A product of [t, D] and [D, F] does 2 t D F FLOPs on t D + D F + t F values (the book, chapter 1); attention's
+    kernel reads queries, keys and values once and writes its result; what lies between does about one for two values.
+    """
+    model, block = work.model, work.model.blocks[0]
+    head, width, tokens = model.head_dim(block.attention), BYTES[work.compute], work.num_tokens
+    queries = block.attention.num_heads * head / work.tensor
+    keys = block.attention.kv_heads * head / work.tensor
+    hidden = block.mlp.d_ff / work.tensor
+
+    def product(name: str, inner: float, outer: float) -> Operation:
+        values = tokens * inner + inner * outer + tokens * outer
+        return Operation(name=name, intensity=2 * tokens * inner * outer / values / width)
+
+    between = 10 * model.d_model / work.stream_shares + 2 * (queries + keys) + 3 * hidden
+    return (
+        product("query", model.d_model, queries),
+        product("key, value", model.d_model, 2 * keys),
+        product("output", queries, model.d_model),
+        product("gate, up", model.d_model, 2 * hidden),
+        product("down", hidden, model.d_model),
+        product("head", model.d_model, model.vocab_size / work.tensor / work.stages),
+        Operation(name="attention", intensity=work.sequence_length * queries / ((queries + keys) * width)),
+        Operation(name="norms, rope, gate", intensity=(between / 2) / (between * width)),
+    )
+
+
 def _tile(chip: Chip) -> int:
     return chip.cores.matrix_unit or 128
 
@@ -289,8 +331,7 @@ def _traffic(work: Work, block: BlockConfig) -> float:
     rotated = 2 * (attention.num_heads + attention.kv_heads) * model.head_dim(attention)
     stream = 10 * model.d_model / work.stream_shares
     inner = (rotated + 3 * block.mlp.d_ff) / work.tensor
-    values = (stream + inner) * (3 + min(1.0, work.again.gate_up))
-    # weights are read once forward, twice backward and once more where products are repeated
+    values = (stream + inner) * (3 + work.again.gate_up)
     return BYTES[work.compute] * work.num_tokens * values
 
 

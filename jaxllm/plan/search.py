@@ -42,12 +42,14 @@ class Option:
 
     Attributes:
         candidate: what to run.
+        work: what one device computes in a step.
         time: of a step.
         memory: bytes of a device by what they hold.
         placement: where the mesh's axes lie.
     """
 
     candidate: Candidate
+    work: Work
     time: StepTime
     memory: Mapping[str, float]
     placement: Placement
@@ -259,7 +261,7 @@ class _Search:
         )
         moved = transfers(self.model, train, config, sizes, self.phase.batch_size, self.phase.sequence_length)
         time = step_time(work, moved, placement, self.efficiency)
-        return Option(candidate=candidate, time=time, memory=self.memory(candidate), placement=placement)
+        return Option(candidate=candidate, work=work, time=time, memory=self.memory(candidate), placement=placement)
 
     def _work(self, candidate: Candidate) -> Work:
         sizes, accumulate = candidate.mesh.sizes, candidate.accumulate

@@ -9,7 +9,8 @@ from planned import experiment
 
 import jaxllm
 from jaxllm import cli
-from jaxllm.plan import report
+from jaxllm.plan import page, report
+from jaxllm.plan.predict import operations
 
 CONFIG = "configs/llama3_8b.toml"
 
@@ -73,3 +74,30 @@ def test_no_jax_is_loaded():
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_stands_alone(tmp_path):
+    found = jaxllm.plan(experiment(run__name="<b>bold"), target="h100x8")
+    page.write(found, str(tmp_path / "plan.html"))
+    text = (tmp_path / "plan.html").read_text()
+    assert "<script" not in text and "http://" not in text and "https://" not in text
+    assert "&lt;b&gt;bold" in text and "<b>bold" not in text
+    for title in ("Roofline", "Step time", "Memory of a device", "Communication"):
+        assert f"<h2>{title}</h2>" in text
+    assert text.count('class="bar"') == 3 * 12
+    assert text.count("<circle") == len(operations(found.options[0].work))
+
+
+def test_a_roofline_of_one_product():
+    """[8192, 512] x [512, 1536]: 2 x 8192 x 512 x 1536 FLOPs on 2 bytes of each value."""
+    found = jaxllm.plan(experiment(data__phases__0__batch_size=8), target="v5e-1")
+    option = next(one for one in found.options if one.candidate.accumulate == 1)
+    down = next(one for one in operations(option.work) if one.name == "down")
+    values = 8192 * 512 + 512 * 1536 + 8192 * 1536
+    assert down.intensity == pytest.approx(2 * 8192 * 512 * 1536 / (2 * values))
+
+
+def test_nothing_to_draw(tmp_path):
+    given = experiment(model__num_layers=48, model__d_model=8192, model__mlp__d_ff=32768)
+    with pytest.raises(ValueError, match="nothing of the plan fits on rtx4090x1"):
+        page.write(jaxllm.plan(given, target="rtx4090x1"), str(tmp_path / "plan.html"))
