@@ -57,9 +57,9 @@ class Placement:
     def seconds(self, one: Transfer) -> float:
         """How long a collective takes at full bandwidth; the largest of a device's bytes count."""
         inside = _torus_seconds(self, one) if self.target.shape else _tree_seconds(self, one)
-        crossed = math.prod(self.slices[axis] for axis in one.axes)
-        if crossed == 1:
+        if self.target.num_slices == 1:
             return inside
+        crossed = math.prod(self.slices[axis] for axis in one.axes)
         # behind the sum within a slice each of its devices has its own part to send
         within = math.prod(self.sizes[axis] // self.slices[axis] for axis in one.axes)
         share = 1 / within if one.kind != "collective-permute" else 1
@@ -75,6 +75,11 @@ class Placement:
             found[axis] = inner, spanned(self.target.switches, self.sizes[axis], inner=inner)
             inner *= self.sizes[axis]
         return found
+
+    @functools.cached_property
+    def routes(self) -> "dict[tuple[str, ...], _Route | None]":
+        """On a torus, what groups of axes have of it, as they are asked for."""
+        return {}
 
     def describe(self, axis: str) -> str:
         """Where a mesh axis lies, for people: `8 (dim z, ring)`."""
@@ -175,24 +180,40 @@ def _preferred(dims: Sequence[int], taken: Sequence[int]):
     return key
 
 
-def _torus_seconds(placement: Placement, one: Transfer) -> float:
-    """The book's times (`roofline.collectives`), with links that are shared counted as narrower."""
-    chip = placement.target.chip
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    """What some axes of a mesh have of a torus: bytes a second of a gather and of one step, and seconds of latency."""
+
+    gather: float
+    step: float
+    latency: float
+
+
+def _route(target: Target, pieces: Sequence[Piece]) -> _Route:
+    """The book's widths (`roofline.collectives`), with links that are shared counted as narrower."""
+    chip = target.chip
     assert chip.ici_bytes_per_second is not None
     link = chip.ici_bytes_per_second / chip.devices_per_chip
-    pieces = [piece for axis in one.axes for piece in placement.pieces[axis]]
-    if not pieces:
+    width = hops = 0.0
+    for piece in pieces:
+        axis = piece.axis
+        ends = 1 if axis.wraps else axis.size / (axis.size - 1)
+        width += axis.bandwidth(link) / piece.sharing * ends
+        hops += axis.hops * piece.sharing
+    return _Route(width, link / min(piece.sharing for piece in pieces), HOP_SECONDS * hops)
+
+
+def _torus_seconds(placement: Placement, one: Transfer) -> float:
+    """Latency or bandwidth, whichever binds; without a piece within the slice, nothing moves there."""
+    if one.axes not in placement.routes:
+        pieces = [piece for axis in one.axes for piece in placement.pieces[axis]]
+        placement.routes[one.axes] = _route(placement.target, pieces) if pieces else None
+    route = placement.routes[one.axes]
+    if route is None:
         return 0.0
     if one.kind == "collective-permute":
-        return max(HOP_SECONDS, one.size * min(piece.sharing for piece in pieces) / link)
-    width = sum(
-        piece.axis.bandwidth(link)
-        / piece.sharing
-        * (1 if piece.axis.wraps else piece.axis.size / (piece.axis.size - 1))
-        for piece in pieces
-    )
-    ways = 2 if one.kind == "all-reduce" else 1
-    return ways * max(HOP_SECONDS * sum(piece.axis.hops * piece.sharing for piece in pieces), one.size / width)
+        return max(HOP_SECONDS, one.size / route.step)
+    return (2 if one.kind == "all-reduce" else 1) * max(route.latency, one.size / route.gather)
 
 
 def _tree_seconds(placement: Placement, one: Transfer) -> float:

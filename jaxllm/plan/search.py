@@ -2,12 +2,13 @@
 
 A mesh is tried with each kind of recomputation and each number of micro-batches that divides its rows. Without a
 pipeline more micro-batches only cost time (weights are gathered once more for each), so of these the fewest that fit
-count; through a pipeline all do, since more of them idle less.
+count; through a pipeline more of them idle less, and are tried until that is outweighed.
 """
 
+import bisect
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -211,6 +212,7 @@ class _Search:
         if not self.meshes:
             raise ValueError(self._no_mesh())
         self._placements: dict[int, Placement] = {}
+        self._mesh_config = functools.cache(self._mesh_config)
         self._state = functools.cache(self._state)
         self._activations = functools.cache(self._activations)
         self._logits = functools.cache(self._logits)
@@ -239,14 +241,25 @@ class _Search:
         self.num_tried += len(counts) * len(REMATS)
         for remat in REMATS:
             tried = [Candidate(mesh=mesh, remat=remat, accumulate=count) for count in counts]
-            fitting = [one for one in tried if sum(self.memory(one).values()) <= self.limit]
-            if misfit is None and len(fitting) < len(tried):
-                misfit = next(one for one in tried if one not in fitting)
-            if mesh.sizes["pipe"] == 1:
-                fitting = fitting[:1]
-            if fitting:
-                found.append(min((self.option(one) for one in fitting), key=lambda option: option.time.total))
+            # the more micro-batches, the less memory
+            first = bisect.bisect_left(tried, True, key=lambda one: sum(self.memory(one).values()) <= self.limit)
+            if misfit is None and first > 0:
+                misfit = tried[0]
+            if first < len(tried):
+                found.append(self._fastest(tried[first:]))
         return found, None if misfit is None else self.option(misfit)
+
+    def _fastest(self, tried: Sequence[Candidate]) -> Option:
+        """Of rising numbers of micro-batches the best: the first, or with stages the one before times rise again."""
+        best = self.option(tried[0])
+        if best.candidate.mesh.sizes["pipe"] == 1:
+            return best
+        for one in tried[1:]:
+            option = self.option(one)
+            if option.time.total >= best.time.total:
+                break
+            best = option
+        return best
 
     def option(self, candidate: Candidate) -> Option:
         """Predict a candidate."""
@@ -256,9 +269,7 @@ class _Search:
             self._work(candidate),
             msgspec.structs.replace(self.train, accumulate=candidate.accumulate, remat=candidate.remat),
         )
-        config = MeshConfig(
-            zero=self.experiment.mesh.zero, sequence_parallel=mesh.sequence_parallel, tensor=sizes["tensor"]
-        )
+        config = self._mesh_config(mesh.sequence_parallel)
         moved = transfers(self.model, train, config, sizes, self.phase.batch_size, self.phase.sequence_length)
         time = step_time(work, moved, placement, self.efficiency)
         return Option(candidate=candidate, work=work, time=time, memory=self.memory(candidate), placement=placement)
@@ -294,6 +305,11 @@ class _Search:
         if id(mesh) not in self._placements:
             self._placements = {id(mesh): place(self.target, mesh.sizes, mesh.slices)}
         return self._placements[id(mesh)]
+
+    def _mesh_config(self, parallel: bool) -> MeshConfig:
+        """What transfers read of the config: not the sizes."""
+        zero = self.experiment.mesh.zero
+        return MeshConfig(zero=zero, sequence_parallel=parallel, fsdp=1, tensor=-1 if parallel else 1)
 
     def _num_tokens(self, candidate: Candidate) -> int:
         rows = self.phase.batch_size // candidate.mesh.rows // candidate.accumulate

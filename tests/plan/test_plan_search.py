@@ -166,3 +166,21 @@ def test_a_batch_that_is_refused_names_one_that_is_not():
     batch = int(str(error.value).split("--batch ")[1].split(")")[0])
     best = jaxllm.plan(experiment(), target="h100x14", batch=batch).options[0]
     assert math.prod(best.candidate.mesh.sizes.values()) == 14
+
+
+def test_the_best_number_of_micro_batches_is_found():
+    """Against all of them, with a pipeline and without, where memory is short."""
+    given = experiment(data__phases__0__sequence_length=16384, model__num_layers=12, data__phases__0__batch_size=96)
+    chips = parse("rtx4090x4")
+    one = search._Search(given, given.data.phases[0], chips)
+    options, _ = one.run()
+    best = {(str(option.candidate.mesh), option.candidate.remat): option.time.total for option in options}
+    for mesh in one.meshes:
+        for remat in candidates.REMATS:
+            counts = candidates.micro_batches(mesh, given.data.phases[0])
+            tried = [candidates.Candidate(mesh=mesh, remat=remat, accumulate=count) for count in counts]
+            fits = [option for option in map(one.option, tried) if option.total_memory <= one.limit]
+            expected = min((option.time.total for option in fits), default=None)
+            assert best.get((str(mesh), remat)) == expected
+    assert any(option.candidate.accumulate > 1 for option in options)
+    assert any(option.candidate.mesh.sizes["pipe"] > 1 for option in options)
