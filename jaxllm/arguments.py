@@ -41,6 +41,19 @@ def load(arguments: argparse.Namespace, rest: Sequence[str]) -> Experiment:
     return jaxllm.load_experiment(arguments.config, overrides(rest))
 
 
+def from_preset(name: str, rest: Sequence[str]) -> Experiment:
+    """A published model on one sequence of its context length, everything else by default.
+
+    Raises:
+        ValueError: no such preset (the nearest is named), or a mistake in the overrides.
+    """
+    from jaxllm import models
+
+    name = models.find(name)
+    data = {"phases": [{"sequence_length": models.CONTEXT_LENGTHS[name], "batch_size": 1, "steps": 1}]}
+    return jaxllm.load_experiment({"run": {"name": name}, "model": {"preset": name}, "data": data}, overrides(rest))
+
+
 def none(rest: Sequence[str]) -> None:
     """Refuse what no command takes.
 

@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import jaxllm
 from jaxllm import cli_bench as bench
 from jaxllm import cli_budget, cli_plan
-from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, load, none, overrides
+from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, from_preset, load, none
 from jaxllm.config import Experiment, ModelConfig, describe
 
 if TYPE_CHECKING:
@@ -163,17 +162,14 @@ def _fields(section: str) -> int:
 
 
 def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from jaxllm import models
     from jaxllm.config import AXES, TrainConfig
     from jaxllm.roofline import summary
 
     if (arguments.config is None) == (arguments.preset is None):
         raise ValueError("name either a config or --preset NAME, as in: jaxllm show --preset llama3-8b")
     if arguments.preset is not None:
-        name = models.find(arguments.preset)
-        length = models.CONTEXT_LENGTHS[name]
-        data = {"phases": [{"sequence_length": length, "batch_size": 1, "steps": 1}]}
-        experiment = jaxllm.load_experiment({"model": {"preset": name}, "data": data}, overrides(rest))
+        experiment = from_preset(arguments.preset, rest)
+        name, length = experiment.run.name, experiment.data.phases[0].sequence_length
         model, one = experiment.model, {str(axis): 1 for axis in AXES}
         adapters = _adapters(experiment, model, one)
         numbers = summary.summarise(model, length, name=name, train=TrainConfig(), adapters=adapters)

@@ -4,9 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from jaxllm.arguments import DONE, FAILED, OVERRIDES, load, none
+from jaxllm.arguments import DONE, FAILED, OVERRIDES, from_preset, load, none
+from jaxllm.config import Experiment
 
 
 def register(commands: Any) -> None:
@@ -31,6 +33,17 @@ def register(commands: Any) -> None:
     loop.add_argument("--steps", type=int, default=20, help="timed steps of each (20)")
     loop.add_argument("--pairs", type=int, default=5, help="how often (5)")
     loop.epilog = OVERRIDES
+    matmul = add(
+        "matmul", _matmul, "Time products of a model's shapes and of squares: what share of the peak is reached."
+    )
+    _of_a_model(matmul)
+    matmul.add_argument(
+        "--squares", type=int, nargs="+", metavar="SIDE", help="of the square products (256 to 8192, by twos)"
+    )
+    matmul.add_argument("--out", metavar="FILE", help="write the measured ceilings, for `jaxllm plan --ceilings`")
+    layer = add("layer", _layer, "Time a model's block and its parts beside what the roofline predicts of them.")
+    _of_a_model(layer)
+    layer.add_argument("--ceilings", metavar="FILE", help="measure against what `bench matmul --out` wrote")
     kill = add("kill", _kill, "Kill a run again and again, and compare it with one that is left alone.")
     kill.add_argument("config", help="experiment with a checkpoint.interval; seconds long is enough")
     kill.add_argument("--kills", type=int, default=30, help="how often (30)")
@@ -74,6 +87,46 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     result = loop.measure(load(arguments, rest), arguments.steps, arguments.pairs)
     print(json.dumps(result, indent=2) if arguments.json else loop.text(result))
+    return DONE
+
+
+def _of_a_model(parser: argparse.ArgumentParser) -> None:
+    """Arguments of what measures a model's shapes."""
+    parser.add_argument("config", nargs="?", help="experiment, a TOML file")
+    parser.add_argument("--preset", metavar="NAME", help="a published model instead of a config")
+    parser.add_argument("--repeats", type=int, default=10, help="timed turns (10)")
+    parser.epilog = OVERRIDES
+
+
+def _experiment(arguments: argparse.Namespace, rest: Sequence[str]) -> Experiment:
+    if (arguments.config is None) == (arguments.preset is None):
+        raise ValueError("name either a config or --preset NAME, as in --preset llama3-8b")
+    return from_preset(arguments.preset, rest) if arguments.preset else load(arguments, rest)
+
+
+def _matmul(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    experiment = _experiment(arguments, rest)
+    if arguments.out and not Path(arguments.out).parent.is_dir():
+        raise ValueError(f"--out {arguments.out}: no such directory; make {Path(arguments.out).parent} first")
+    from jaxllm.bench import matmul
+
+    result = matmul.measure(experiment, arguments.repeats, arguments.squares or matmul.SQUARES)
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(result["ceilings"], indent=2) + "\n")
+    print(json.dumps(result, indent=2) if arguments.json else matmul.text(result))
+    if arguments.out:
+        print(f"{arguments.out}: the measured ceilings", file=sys.stderr)
+    return DONE
+
+
+def _layer(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    experiment = _experiment(arguments, rest)
+    from jaxllm.bench import layer
+    from jaxllm.roofline import ceilings
+
+    measured = ceilings.load(arguments.ceilings) if arguments.ceilings else None
+    result = layer.measure(experiment, arguments.repeats, measured)
+    print(json.dumps(result, indent=2) if arguments.json else layer.text(result))
     return DONE
 
 
