@@ -40,7 +40,7 @@ def register(commands: Any) -> None:
     matmul.add_argument(
         "--squares", type=int, nargs="+", metavar="SIDE", help="of the square products (256 to 8192, by twos)"
     )
-    matmul.add_argument("--out", metavar="FILE", help="write the measured ceilings, for `jaxllm plan --ceilings`")
+    matmul.add_argument("--out", metavar="FILE", help="write the measured ceilings, a small JSON file")
     layer = add("layer", _layer, "Time a model's block and its parts beside what the roofline predicts of them.")
     _of_a_model(layer)
     layer.add_argument("--ceilings", metavar="FILE", help="measure against what `bench matmul --out` wrote")

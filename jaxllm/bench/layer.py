@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm.bench.matmul import (
     REPEATS,
@@ -28,12 +29,12 @@ from jaxllm.bench.matmul import (
     products,
     roof_of,
 )
-from jaxllm.bench.pieces import Piece, Spread, Timed, take_turns
+from jaxllm.bench.pieces import Piece, Spread, Timed, random, take_turns
 from jaxllm.bench.share import Share, share
 from jaxllm.config import Experiment
 from jaxllm.layers.attention import attend
-from jaxllm.layers.param import Recipe, initialise, leaves
-from jaxllm.models.decoder import Block, declarations, merge, nest
+from jaxllm.layers.param import Recipe, tree_map
+from jaxllm.models.decoder import Block, declarations, merge
 from jaxllm.roofline import block as roofline
 from jaxllm.roofline.ceilings import Ceilings
 from jaxllm.roofline.intensity import times
@@ -156,17 +157,17 @@ def _functions(part: Share) -> dict[str, tuple[Callable[..., jax.Array], tuple[A
     recipe = Recipe(parameters=dtype, compute=dtype, reduction=dtype)
     declared: Any = Block(model, block, recipe)  # the decoder's functions work on any of its modules
     rows, length, attention = part.rows, part.length, block.attention
-    heads = {"q": attention.num_heads, "k": attention.kv_heads, "v": attention.kv_heads}
-
-    def draw(key: jax.Array) -> tuple[Any, jax.Array, dict[str, jax.Array], jax.Array, jax.Array]:
-        drawn = {name: initialise(leaf, key, name, (), dtype) for name, leaf in leaves(declarations(declared))}
-        x_BTD = jax.random.normal(key, (rows, length, model.d_model), dtype)
-        width = model.head_dim(attention)
-        projected = {name: jax.random.normal(key, (rows, length, num, width), dtype) for name, num in heads.items()}
-        positions_BT = jnp.broadcast_to(jnp.arange(length, dtype="int32"), (rows, length))
-        return nest(drawn), x_BTD, projected, positions_BT, jnp.ones((rows, length), "int32")
-
-    params, x_BTD, projected, *batch = jax.jit(draw)(jax.random.key(0))
+    params = tree_map(
+        lambda leaf: random(leaf.shape, dtype, leaf.std) if leaf.std else jnp.full(leaf.shape, leaf.fill, dtype),
+        declarations(declared),
+    )
+    x_BTD = random((rows, length, model.d_model), dtype)
+    q, k, v = (
+        random((rows, length, heads, model.head_dim(attention)), dtype)
+        for heads in (attention.num_heads, attention.kv_heads, attention.kv_heads)
+    )
+    positions_BT = jnp.asarray(np.tile(np.arange(length, dtype=np.int32), (rows, 1)))
+    batch = (positions_BT, jnp.ones((rows, length), "int32"))
 
     def of(
         names: tuple[str, ...], run: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -178,7 +179,7 @@ def _functions(part: Share) -> dict[str, tuple[Callable[..., jax.Array], tuple[A
         return attend(q, *others, segments_BT, attention.kernel, recipe, attention.soft_cap)
 
     return {
-        "kernel": (kernel, (projected["q"], (projected["k"], projected["v"]), *batch)),
+        "kernel": (kernel, (q, (k, v), *batch)),
         "attention": of(("attention",), lambda one, x, positions, segments: one.attention(x, positions, segments)),
         "mlp": of(("mlp",), lambda one, x, *_: one.mlp(x)),
         "norm": of(("mlp_norm",), lambda one, x, *_: one.mlp_norm(x)),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import msgspec
 
 from jaxllm import sharding
-from jaxllm.bench.pieces import Piece, Spread, Timed, take_turns
+from jaxllm.bench.pieces import Piece, Spread, Timed, random, take_turns
 from jaxllm.bench.roofline_plot import Point, plot
 from jaxllm.bench.share import Share, share
 from jaxllm.config import Experiment, MeshConfig
@@ -193,15 +193,10 @@ def one_device() -> Iterator[sharding.Device]:
 
 def product(one: Product, dtype: str) -> Timed:
     """A product, compiled."""
-
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTD = jax.random.normal(key, (1, one.rows, one.contraction), dtype)
-        w_DF = jax.random.normal(jax.random.fold_in(key, 1), (one.contraction, one.columns), dtype)
-        return x_BTD, w_DF * jnp.asarray(one.contraction**-0.5, dtype)
-
+    x_BTD = random((1, one.rows, one.contraction), dtype)
+    w_DF = random((one.contraction, one.columns), dtype, one.contraction**-0.5)
     recipe = Recipe(parameters=dtype, compute=dtype)
-    inputs = jax.jit(draw)(jax.random.key(0))
-    return Timed(Piece(one.name, lambda x, w: contract(x, w, (None,), recipe), inputs))
+    return Timed(Piece(one.name, lambda x, w: contract(x, w, (None,), recipe), (x_BTD, w_DF)))
 
 
 def copy() -> Timed:

@@ -94,6 +94,16 @@ class Timed:
         return (time.perf_counter() - began) / self.rounds
 
 
+def random(shape: tuple[int, ...], dtype: str, std: float = 1.0) -> jax.Array:
+    """Normally distributed values on the device, the same 65536 again and again.
+
+    Not zeros, on which chips run cooler and faster than on what models multiply. Drawn on the host, as XLA's generators
+    take longer to compile than the work that is timed.
+    """
+    drawn = std * np.random.default_rng(0).standard_normal(2**16, np.float32)
+    return jnp.asarray(np.resize(drawn.astype(jnp.dtype(dtype)), shape))
+
+
 def _link(x: jax.Array, result: jax.Array) -> jax.Array:
     """x with its first value taken from a result: in place, and the price of one value."""
     value = result[(0,) * result.ndim].astype(x.dtype)
