@@ -4,7 +4,8 @@ With the vocabulary sharded, each device looks up the tokens of its own share an
 logits lie over the mesh by vocabulary.
 
 The table's gradient is summed over tokens in float32, whatever the dtype of the rows: a frequent token is met thousands
-of times in a batch, and a bfloat16 sum stops growing behind the first few hundred.
+of times in a batch, and a bfloat16 sum stops growing behind the first few hundred. It is large where nothing else is,
+V D values whole on each device, so it exists once, and goes to its shares as it is.
 
 B batch, T sequence, D model, V vocabulary.
 """
@@ -13,10 +14,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from jaxllm.layers.linear import contract
-from jaxllm.layers.param import Declaration, Layer, Recipe
+from jaxllm.layers.param import Declaration, Layer, Recipe, gather, scatter
 from jaxllm.layers.soft_cap import soft_cap
 
 
@@ -29,51 +29,59 @@ class Embedding(Layer):
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """int[B, T] -> [B, T, D] in the compute dtype, laid as the residual stream lies."""
-        rules = self.recipe.rules
+        ((_, declaration),) = self.declared
         with jax.named_scope("embed"):
-            table_VD = self.use("table")
-            table = jax.typeof(table_VD).sharding.spec
-            residual = rules.activation("batch", "residual", None)
-            vocab_axes = table.partitions[0]
-            if not vocab_axes:
-                return _look_up(table_VD, tokens_BT, residual)
-            rows = rules.activation("batch", "sequence")
-            vocab_axes = vocab_axes if isinstance(vocab_axes, tuple) else (vocab_axes,)
-            scattered = rules.tensor if rules.sequence_parallel else frozenset()
-            share = functools.partial(_look_up_share, axes=vocab_axes, scattered=tuple(scattered))
-            return jax.shard_map(share, in_specs=(table, rows), out_specs=residual)(table_VD, tokens_BT)
+            return _embed(self.table.get_value(), tokens_BT, declaration, self.recipe)
 
     def weight(self) -> jax.Array:
         """The head's weight of a tied model: [D, V]."""
         return self.use("table").T
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _look_up(table_VD: jax.Array, tokens_BT: jax.Array, spec: PartitionSpec | None) -> jax.Array:
-    """Rows of the table, laid as `spec` says; inside a `shard_map` there is none."""
-    return table_VD.at[tokens_BT].get(out_sharding=spec)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _embed(stored_VD: jax.Array, tokens_BT: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:
+    with jax.named_scope("gather_weight"):
+        table_VD = gather(stored_VD, declaration, recipe)
+    return _look_up(table_VD, tokens_BT, recipe)
 
 
 def _forward(
-    table_VD: jax.Array, tokens_BT: jax.Array, spec: PartitionSpec | None
+    stored_VD: jax.Array, tokens_BT: jax.Array, declaration: Declaration, recipe: Recipe
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _look_up(table_VD, tokens_BT, spec), (table_VD, tokens_BT)
+    return _embed(stored_VD, tokens_BT, declaration, recipe), (stored_VD, tokens_BT)
 
 
 def _backward(
-    spec: PartitionSpec | None, saved: tuple[jax.Array, jax.Array], dx_BTD: jax.Array
+    declaration: Declaration, recipe: Recipe, saved: tuple[jax.Array, jax.Array], dx_BTD: jax.Array
 ) -> tuple[jax.Array, None]:
-    table_VD, tokens_BT = saved  # of the table only the type is read
-    _, transpose = jax.vjp(lambda table: table.at[tokens_BT].get(out_sharding=spec), table_VD.astype(jnp.float32))
-    (dtable_VD,) = transpose(dx_BTD.astype(jnp.float32))
-    return dtable_VD.astype(table_VD.dtype), None
+    """The whole table's gradient in float32, and nothing else as large: `Layer.use` would ask for a rounded copy."""
+    stored_VD, tokens_BT = saved  # of the table only the type is read
+    wide_VD = gather(stored_VD, declaration, recipe).astype(jnp.float32)
+    _, transpose = jax.vjp(lambda table_VD: _look_up(table_VD, tokens_BT, recipe), wide_VD)
+    (dtable_VD,) = transpose(dx_BTD)
+    with jax.named_scope("gather_weight"):
+        spec = jax.typeof(stored_VD).sharding.spec
+        return scatter(dtable_VD, declaration, recipe, spec).astype(stored_VD.dtype), None
 
 
-_look_up.defvjp(_forward, _backward)
+_embed.defvjp(_forward, _backward)
+
+
+def _look_up(table_VD: jax.Array, tokens_BT: jax.Array, recipe: Recipe) -> jax.Array:
+    """Rows of a gathered table, in the compute dtype, laid as the residual stream lies."""
+    rules, table = recipe.rules, jax.typeof(table_VD).sharding.spec
+    residual, vocab_axes = rules.activation("batch", "residual", None), table.partitions[0]
+    if not vocab_axes:
+        return table_VD.at[tokens_BT].get(out_sharding=residual).astype(recipe.compute)
+    rows = rules.activation("batch", "sequence")
+    vocab_axes = vocab_axes if isinstance(vocab_axes, tuple) else (vocab_axes,)
+    scattered = rules.tensor if rules.sequence_parallel else frozenset()
+    share = functools.partial(_look_up_share, axes=vocab_axes, scattered=tuple(scattered), dtype=recipe.compute)
+    return jax.shard_map(share, in_specs=(table, rows), out_specs=residual)(table_VD, tokens_BT)
 
 
 def _look_up_share(
-    table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...], scattered: tuple[str, ...]
+    table_VD: jax.Array, tokens_BT: jax.Array, axes: tuple[str, ...], scattered: tuple[str, ...], dtype: str
 ) -> jax.Array:
     """Rows of this device's share of the vocabulary, zeros for other tokens, summed over the axes that share it.
 
@@ -82,8 +90,8 @@ def _look_up_share(
     num = table_VD.shape[0]
     local_BT = tokens_BT - jax.lax.axis_index(axes) * num
     inside_BT = (local_BT >= 0) & (local_BT < num)
-    rows_BTD = _look_up(table_VD, jnp.clip(local_BT, 0, num - 1), None)
-    found_BTD = jnp.where(inside_BT[:, :, None], rows_BTD, jnp.zeros((), rows_BTD.dtype))
+    rows_BTD = table_VD[jnp.clip(local_BT, 0, num - 1)].astype(dtype)
+    found_BTD = jnp.where(inside_BT[:, :, None], rows_BTD, jnp.zeros((), dtype))
     if scattered:
         found_BTD = jax.lax.psum_scatter(found_BTD, scattered, scatter_dimension=1, tiled=True)
     summed = tuple(axis for axis in axes if axis not in scattered)

@@ -166,35 +166,52 @@ class Layer(nnx.Module):
 
 def use(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:
     """Cast and gather a weight of one layer (see the module's docstring for its gradient)."""
-    rules = recipe.rules
-    partial = rules.partial(declaration.axes)
-    target = PartitionSpec(*rules.compute(declaration.axes).partitions, reduced=partial)
     stored = jax.typeof(value).sharding.spec
-    gradient = PartitionSpec(*stored.partitions, unreduced=partial - axes_of(stored))
 
     @jax.custom_vjp
-    def gather(value: jax.Array) -> jax.Array:
-        return jax.reshard(value.astype(recipe.compute), target)
+    def read(value: jax.Array) -> jax.Array:
+        return gather(value, declaration, recipe)
 
     def forward(value: jax.Array) -> tuple[jax.Array, None]:
-        return gather(value), None
+        return read(value), None
 
     def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
-        wide = cotangent.astype(recipe.reduction)
-        if declaration.role == "head" and partial & axes_of(stored):
-            # Vocabulary first, as the embedding has it: of [D, V] sharded by rows the TPU compiler makes a full
-            # all-reduce and a slice where V / 128 has a large prime factor, 167 in Llama 3 and 1187 in Qwen 2. What
-            # counts there is the order in memory; elsewhere that would only cost a copy.
-            turned = PartitionSpec(*gradient.partitions[::-1], unreduced=gradient.unreduced)
-            wide_VD = wide.T
-            if platform() == "tpu":
-                wide_VD = with_layout_constraint(wide_VD, Layout(major_to_minor=(0, 1)))
-            return (jax.reshard(wide_VD, turned).T.astype(value.dtype),)
-        return (jax.reshard(wide, gradient).astype(value.dtype),)
+        return (scatter(cotangent, declaration, recipe, stored).astype(value.dtype),)
 
-    gather.defvjp(forward, backward)
+    read.defvjp(forward, backward)
     with jax.named_scope("gather_weight"):
-        return checkpoint_name(gather(value), GATHERED)
+        return checkpoint_name(read(value), GATHERED)
+
+
+def gather(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:
+    """A weight as products read it: in the compute dtype, laid as the compute table says."""
+    rules = recipe.rules
+    spec = PartitionSpec(*rules.compute(declaration.axes).partitions, reduced=rules.partial(declaration.axes))
+    return jax.reshard(value.astype(recipe.compute), spec)
+
+
+def scatter(gradient: jax.Array, declaration: Declaration, recipe: Recipe, stored: PartitionSpec) -> jax.Array:
+    """The gradient of a gathered weight, in the reduction dtype, summed over the axes that the stored weight lies over.
+
+    Args:
+        gradient: partial sums, as the backward pass of a product makes them.
+        declaration: of the weight.
+        recipe: rules and dtypes.
+        stored: how the weight lies before it is gathered.
+    """
+    partial = recipe.rules.partial(declaration.axes)
+    laid = PartitionSpec(*stored.partitions, unreduced=partial - axes_of(stored))
+    wide = gradient.astype(recipe.reduction)
+    if declaration.role == "head" and partial & axes_of(stored):
+        # Vocabulary first, as the embedding has it: of [D, V] sharded by rows the TPU compiler makes a full
+        # all-reduce and a slice where V / 128 has a large prime factor, 167 in Llama 3 and 1187 in Qwen 2. What
+        # counts there is the order in memory; elsewhere that would only cost a copy.
+        turned = PartitionSpec(*laid.partitions[::-1], unreduced=laid.unreduced)
+        wide_VD = wide.T
+        if platform() == "tpu":
+            wide_VD = with_layout_constraint(wide_VD, Layout(major_to_minor=(0, 1)))
+        return jax.reshard(wide_VD, turned).T
+    return jax.reshard(wide, laid)
 
 
 def prepare(value: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:

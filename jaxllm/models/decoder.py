@@ -170,8 +170,8 @@ def _rematerialise(
     match remat:
         case "none" if not sharded:
             return run
-        case "none":  # gathered weights are never kept: together they are the whole model
-            policy = policies.save_anything_except_these_names(GATHERED)
+        case "none":
+            policy = _all_but_gathered
         case "dots":
             policy = policies.save_only_these_names(PRODUCT)
         case "block":
@@ -186,6 +186,17 @@ def _rematerialise(
         case _:
             raise AssertionError(remat)
     return jax.checkpoint(run, policy=policy, prevent_cse=straight)
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Gathered weights are never kept: together they are the whole model.
+
+    Their name alone does not forbid it: what is named, the result of `param.use`, would be kept in its place. Only such
+    a result of a custom rule is typed `reduced`.
+    """
+    if primitive.name == "custom_vjp_call":
+        return not any(x.sharding.spec.reduced for x in parameters["call_jaxpr"].out_avals)
+    return parameters.get("name") != GATHERED
 
 
 def _stacks(model: ModelConfig, slots: tuple[BlockConfig, ...], num: int, recipe: Recipe) -> nnx.List:

@@ -17,7 +17,7 @@ B batch, T sequence, C tokens of a chunk, D model, V vocabulary (over tensor).
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,12 +87,38 @@ def next_token_loss(
     decoder: Decoder, params: Tree, x_BTD: jax.Array, batch: Batch, config: LossConfig
 ) -> tuple[jax.Array, Rows]:
     """`pretrain` from the last block's output on; of the parameters it needs the last norm's and the head's."""
+    if not decoder.config.tie_embeddings:
+        head = params["head"]
+        x_BTD, kernel_DV = _head_first(x_BTD, head["kernel"])
+        params = {**params, "head": {**head, "kernel": kernel_DV}}
     model = merge(decoder, params)
     with jax.named_scope("loss"):
         cap = decoder.config.final_soft_cap
         return cross_entropy(
             model.final(x_BTD), model.head_weight(), batch["targets"], batch["weights"], config, decoder.recipe, cap
         )
+
+
+@jax.custom_vjp
+def _head_first(x_BTD: jax.Array, kernel_DV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What is given; in the backward pass, the head's gradient goes to its shares before the blocks begin.
+
+    Else the compiler may leave it for the end of the step, and keep D V values whole until then. A tied head's gradient
+    is one sum with the embedding's, which comes last.
+    """
+    return x_BTD, kernel_DV
+
+
+def _head_first_forward(x: Any, kernel: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[()] | None]:
+    # a kernel that is not trained has no gradient to wait for; the structure of what is saved says which it is
+    return (x.value, kernel.value), () if kernel.perturbed else None
+
+
+def _head_first_backward(saved: tuple[()] | None, cotangents: tuple[jax.Array, jax.Array]) -> Any:
+    return cotangents if saved is None else jax.lax.optimization_barrier(cotangents)
+
+
+_head_first.defvjp(_head_first_forward, _head_first_backward, symbolic_zeros=True)
 
 
 def pretrain_parts(decoder: Decoder, config: LossConfig) -> Parts:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from jaxllm.config import AXES, AdamW, AttentionConfig, MeshConfig, MLPConfig, ModelConfig, Muon, PrecisionConfig
 from jaxllm.layers.param import Recipe, leaves, tree_map
@@ -130,30 +130,51 @@ def test_kept_is_what_jax_keeps(remat, qk_norm):
     layers, batch, length = 5, 3, 384
     model = decoder(d_model=320, num_layers=layers, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=448, vocab=512)
     model = msgspec.structs.replace(model, attention=msgspec.structs.replace(model.attention, qk_norm=qk_norm))
-    module = Decoder(model, Recipe(parameters="bfloat16", compute="bfloat16"), remat=remat)
+    stacked = [leaf for leaf in residuals(model, remat, {}, batch, length) if length in leaf.shape]
+    traced = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stacked)
+    assert traced == activation_bytes(model, batch * length, remat, 2).kept, (
+        "the decoder keeps other values for its backward pass than roofline/memory.py counts; "
+        "if that is meant, change _kept there: " + ", ".join(f"{leaf.dtype}{leaf.shape}" for leaf in stacked)
+    )
+
+
+def residuals(model, remat, sizes, batch, length):
+    """What the blocks' forward pass hands to their backward pass of all layers, on an abstract mesh of TPUs."""
+    whole = dict.fromkeys(AXES, 1) | sizes
+    rules = make_rules(MeshConfig(**({"fsdp": 1} | sizes)), whole)
+    module = Decoder(model, Recipe(rules, parameters="bfloat16", compute="bfloat16"), remat=remat)
     mesh = AbstractMesh(
-        (1,) * len(AXES),
+        tuple(whole.values()),
         AXES,
         axis_types=(AxisType.Explicit,) * len(AXES),
         abstract_device=AbstractDevice(device_kind="TPU v5p", num_cores=2, platform="tpu"),
     )
-    whole = NamedSharding(mesh, PartitionSpec())
-    params = tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=whole), declarations(module))
-    x_BTD = jax.ShapeDtypeStruct((batch, length, 320), jnp.bfloat16, sharding=whole)
-    ids_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=whole)
+
+    def shape(dims, dtype, spec):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, spec))
+
+    params = tree_map(lambda leaf: shape(leaf.shape, jnp.bfloat16, rules.storage(leaf.axes)), declarations(module))
+    x_BTD = shape((batch, length, model.d_model), jnp.bfloat16, rules.activation("batch", "residual", None))
+    ids_BT = shape((batch, length), jnp.int32, rules.activation("batch", "sequence"))
 
     def backward(x_BTD, params, ids_BT):
         return jax.vjp(lambda x, p: merge(module, p).blocks(x, ids_BT, ids_BT), x_BTD, params)[1]
 
     with jax.sharding.use_abstract_mesh(mesh):
         kept = jax.tree.leaves(jax.eval_shape(backward, x_BTD, params, ids_BT))
-    # Of all layers and of every token: neither weights nor angles of rope.
-    stacked = [leaf for leaf in kept if leaf.shape[:1] == (layers,) and length in leaf.shape]
-    traced = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stacked)
-    assert traced == activation_bytes(model, batch * length, remat, 2).kept, (
-        "the decoder keeps other values for its backward pass than roofline/memory.py counts; "
-        "if that is meant, change _kept there: " + ", ".join(f"{leaf.dtype}{leaf.shape}" for leaf in stacked)
-    )
+    # neither angles of rope nor what is of one layer
+    return [leaf for leaf in kept if leaf.shape[:1] == (model.num_layers,)]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+@pytest.mark.parametrize("sizes", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
+def test_gathered_weights_are_never_kept(remat, sizes):
+    """Together they are the whole model: stacked, a weight stays in as many shares as it is stored in."""
+    model = decoder(d_model=256, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=448, vocab=512)
+    for leaf in residuals(model, remat, sizes, 4, 384):
+        if 384 not in leaf.shape and len(leaf.shape) > 2:
+            shares = math.prod(leaf.shape) // math.prod(leaf.sharding.shard_shape(leaf.shape))
+            assert shares == math.prod(sizes.values()), f"{leaf.shape} in {shares} shares"
 
 
 def test_stages_share_the_state_and_keep_inputs_by_schedule():
