@@ -3,7 +3,8 @@
 A collective is counted once an array, so that it does not matter how many the compiler combined into one instruction,
 and once for a start and its done. The TPU compiler writes a reduce-scatter along a ring of chips as a fusion: an
 all-reduce inside a computation named `all-reduce-scatter`. What crosses slices is not a collective of HLO but a `send`
-to the host whose attributes say what it is part of; it gets the axis `slice`.
+to the host whose attributes say what it is part of; it gets the axis `slice`. One that the TPU compiler overlaps with
+a product is written into three fusions, its start, its middle and its end, which share its channel.
 
 How often a loop runs the GPU and CPU compilers write beside it; the TPU compiler leaves it to the loop's condition,
 which compares a counter that begins at zero with a constant.
@@ -21,6 +22,7 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _LINE = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -91,8 +93,14 @@ def collectives(text: str, mesh: Mapping[str, int]) -> Iterator[Collective]:
         text: of the module.
         mesh: sizes of its axes, in order; devices are numbered in the order of the mesh.
     """
+    overlapped: set[tuple[str, tuple[str, ...]]] = set()
     for placed in walk(parse(text)):
         opcode, rest = placed.instruction.opcode, placed.instruction.rest
+        if 'chain_id="' in rest and (channel := _CHANNEL.search(rest)):
+            place = channel[1], placed.loops
+            if place in overlapped:
+                continue
+            overlapped.add(place)
         kind, scattered = opcode.removesuffix("-start"), 1
         if kind == "send" and (transfer := _TRANSFER.search(rest)):
             kind, axes = transfer[1].lower().replace("_", "-"), ("slice",)

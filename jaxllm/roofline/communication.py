@@ -11,7 +11,7 @@ over fsdp (with expert, which is more fsdp for dense weights), each weight of th
     zero 3         all-gather n w forward and again backward, for gathered weights are not kept; reduce-scatter n g
     zero 2         reduce-scatter n g; once a step, all-gather of the new parameters
     zero 1         the same with the reduce-scatter once a step
-embedding and head: as the blocks, but gathered once (zero 3).
+embedding and head: as the blocks, but gathered once (zero 3); a tied head shares all of the embedding's.
 over data and context: one all-reduce of each gradient, as large as a device's share of it, once a step; of norms'
 gradients over all axes that tokens lie over.
 over tensor, each block and tick: two sums of x forward, two backward, and one more where the backward pass computes
@@ -163,7 +163,10 @@ def _weights(step: _Step) -> Iterator[Transfer]:
         updated = (blocks + model.num_tables * table) * BYTES[precision.parameters]
         yield Transfer(kind="all-gather", axes=axes, size=updated, count=1, what="updated parameters")
     times = (1, 1) if step.mesh.zero == 1 else (ticks, micro)
-    for size, count, what in ((blocks, times[0], "weights"), (table, times[0], "embedding"), (table, times[1], "head")):
+    parts = [(blocks, times[0], "weights"), (table, times[0], "embedding")]
+    if model.num_tables == 2:  # a tied head's gradient is one sum with the embedding's
+        parts.append((table, times[1], "head"))
+    for size, count, what in parts:
         yield Transfer(
             kind="reduce-scatter", axes=axes, size=size * reduction, count=count, what=f"gradients of {what}"
         )

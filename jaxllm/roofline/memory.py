@@ -7,12 +7,24 @@ for the way of counting activations, here with grouped queries, a gated feed-for
 et al. 2020 (ZeRO) for what fsdp shards.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxllm.config import AdamW, BlockConfig, ModelConfig, OptimizerConfig, PrecisionConfig
 from jaxllm.roofline.transformer import parameters, vocabulary
+
+counted = functools.cache(parameters)
+"""`transformer.parameters`, remembered: a search asks thousands of times for the same few models."""
+
+
+@functools.cache
+def distinct(model: ModelConfig) -> tuple[tuple[BlockConfig, int], ...]:
+    """The model's different blocks, and how many there are of each."""
+    return tuple(Counter(model.blocks).items())
+
 
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of a value, by dtype."""
@@ -105,7 +117,7 @@ def state_bytes(
     Raises:
         ValueError: the vocabulary is not known yet.
     """
-    count = parameters(model)
+    count = counted(model)
     matrices = count.attention + count.mlp
     rest = count.embedding + count.head
     moments = 2 * (matrices + rest) if isinstance(optimizer, AdamW) else matrices + 2 * rest
@@ -274,7 +286,7 @@ def activation_bytes(
 
     inputs = size(_Values(residual=model.d_model)) * model.num_layers
     return ActivationBytes(
-        kept=sum(size(_kept(model, block, remat)) for block in model.blocks),
-        working=max(size(_working(model, block)) for block in model.blocks),
+        kept=sum(num * size(_kept(model, block, remat)) for block, num in distinct(model)),
+        working=max(size(_working(model, block)) for block, _ in distinct(model)),
         host=inputs if remat == "offload" else 0,
     )
