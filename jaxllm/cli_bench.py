@@ -57,6 +57,8 @@ def register(commands: Any) -> None:
     guard.add_argument("config", help="experiment, a TOML file")
     guard.add_argument("--pairs", type=int, default=100, help="steps of each (100)")
     guard.epilog = OVERRIDES
+    truth = add("plan-truth", _plan_truth, "Put the plan's memory and communication beside the real compilers'.")
+    truth.add_argument("pairs", nargs="*", metavar="PAIR", help="model, chips and mesh (all; minutes each)")
     spikes = add("spikes", _spikes, "Make a small run's loss spike in eight ways, and see whether it recovers.")
     spikes.add_argument("--kinds", nargs="+", metavar="KIND", help="of trouble (all eight)")
     spikes.add_argument("--seeds", type=int, help="runs of each kind and mode (5)")
@@ -154,6 +156,18 @@ def _guard(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     result = guard.measure(load(arguments, rest), arguments.pairs)
     print(json.dumps(result, indent=2) if arguments.json else guard.text(result))
     return DONE if result["identical"] else FAILED
+
+
+def _plan_truth(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    none(rest)
+    from jaxllm.bench import plan_truth
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = plan_truth.measure(arguments.pairs, say)
+    print(json.dumps(result, indent=2) if arguments.json else plan_truth.text(result))
+    return DONE
 
 
 def _spikes(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
