@@ -56,6 +56,10 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         batch=arguments.batch,
         price=arguments.price,
     )
+    if arguments.html:
+        from jaxllm.plan import page
+
+        page.write(found, arguments.html)
     print(
         json.dumps(report.as_data(found, arguments.top), indent=2)
         if arguments.json

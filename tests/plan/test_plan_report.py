@@ -43,11 +43,13 @@ def test_json_holds_what_the_text_says():
     assert data["options"][0]["mesh"] == dict(best.candidate.mesh.sizes)
 
 
-def test_the_command(capsys):
+def test_the_command(capsys, tmp_path):
     code, out, err = run(capsys, CONFIG, "--target", "h100x8", "--top", "2", "--tokens", "15e12", "--batch", "524288")
     assert (code, err) == (0, "")
     assert "8 chips of H100 SXM" in out and "15 trillion tokens" in out
-    code, out, _ = run(capsys, CONFIG, "--target", "h100x8", "--json", "--batch", "524288")
+    html = tmp_path / "plan.html"
+    code, out, _ = run(capsys, CONFIG, "--target", "h100x8", "--json", "--batch", "524288", "--html", str(html))
+    assert html.read_text().startswith("<!doctype html>")
     assert code == 0 and json.loads(out)["batch_tokens"] == 524288
 
 
