@@ -161,7 +161,7 @@ def _roofline(plan: Plan, best: Option) -> str:
     marks = ""
     for number, one in enumerate(sorted(found, key=lambda one: one.intensity)):
         x, y = place(one.intensity, min(peak, memory * one.intensity))
-        shift = 20 + 15 * (number % 5)
+        shift = 20 + 15 * (number % 8)
         marks += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{one.intensity:,.1f} FLOPs a byte</title></circle>'
         marks += f'<text class="name" x="{x:.1f}" y="{y + shift:.1f}" text-anchor="middle">{escape(one.name)}</text>'
     grid = ""
