@@ -1,20 +1,15 @@
-"""The plan: which mesh to use, what it takes, and what the real compilers say to it.
+"""The plan: which mesh to use, what it takes, and what the real compilers say to it."""
 
-`jaxllm.plan` is a function and the name of this room, which takes the function's place in the package once it is
-imported. So the room can be called too, as the function.
-"""
-
-import sys
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
-
-class _Room(ModuleType):
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """As `search.plan`."""
-        from jaxllm.plan.search import plan
-
-        return plan(*arguments, **named)
+from jaxllm.callable_room import make_callable
 
 
-sys.modules[__name__].__class__ = _Room
+def _function() -> Callable[..., Any]:
+    from jaxllm.plan.search import plan
+
+    return plan
+
+
+make_callable(__name__, _function)

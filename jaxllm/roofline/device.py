@@ -18,6 +18,7 @@ from jaxllm.roofline.memory import (
     stage_inputs,
     state_bytes,
 )
+from jaxllm.roofline.step_memory import COMPONENTS, step_bytes
 
 
 def memory_per_device(
@@ -60,26 +61,41 @@ def memory_per_device(
 
 
 def of_experiment(
-    experiment: Experiment, model: ModelConfig, sizes: Mapping[str, int], adapters: Adapters | None = None
+    experiment: Experiment,
+    model: ModelConfig,
+    sizes: Mapping[str, int],
+    adapters: Adapters | None = None,
+    platform: Literal["tpu", "gpu"] = "gpu",
 ) -> dict[str, int]:
-    """Bytes of one device in the phase of an experiment that needs most.
+    """Bytes of one device at the fullest moment of a step, in the phase of an experiment that needs most.
+
+    As compilers make it (`step_memory`); where adapters alone are trained, the sum of the parts.
 
     Args:
         experiment: everything but the vocabulary's size.
         model: the experiment's, with its vocabulary known.
         sizes: devices along each mesh axis, none of them -1.
         adapters: what is trained, where it is these alone.
+        platform: whose compiler; a CPU's is taken for a GPU's.
     """
-    return memory_per_device(
-        model,
-        experiment.train,
-        experiment.optim.optimizer,
-        sizes,
-        zero=experiment.mesh.zero,
-        sequence_parallel=experiment.mesh.sequence_parallel,
-        tokens=max(micro_batch_tokens(experiment, sizes)),
-        adapters=adapters,
+    train, optimizer, mesh = experiment.train, experiment.optim.optimizer, experiment.mesh
+    if adapters:
+        return memory_per_device(
+            model,
+            train,
+            optimizer,
+            sizes,
+            zero=mesh.zero,
+            sequence_parallel=mesh.sequence_parallel,
+            tokens=max(micro_batch_tokens(experiment, sizes)),
+            adapters=adapters,
+        )
+    found = (
+        step_bytes(model, train, optimizer, mesh, sizes, phase.batch_size, phase.sequence_length, platform)
+        for phase in experiment.data.phases
     )
+    fullest = max(found, key=lambda one: one.total)
+    return {name: getattr(fullest, name) for name in COMPONENTS}
 
 
 def micro_batch_tokens(experiment: Experiment, sizes: Mapping[str, int]) -> list[int]:

@@ -88,7 +88,7 @@ def _host_memory() -> int:
 def _memory(experiment: Experiment, model: ModelConfig, sizes: Mapping[str, int]) -> dict[str, int]:
     adapted = experiment.tune.lora
     adapters = lora.count(adapted, model, experiment.mesh, sizes) if adapted else None
-    return device.of_experiment(experiment, model, sizes, adapters)
+    return device.of_experiment(experiment, model, sizes, adapters, "tpu" if jax.default_backend() == "tpu" else "gpu")
 
 
 def _total(experiment: Experiment, model: ModelConfig, sizes: Mapping[str, int]) -> int:

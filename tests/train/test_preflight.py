@@ -50,14 +50,15 @@ def test_what_fits_is_not_refused():
 
 
 def test_it_says_what_needs_the_memory():
-    text = refusal(llama(), 80 * GIB)
-    found = re.search(r"it needs ([\d.]+) GiB of 80.0 a device: (.*?); ", text)
+    text = refusal(llama(), 64 * GIB)
+    found = re.search(r"it needs ([\d.]+) GiB of 64.0 a device: (.*?); ", text)
     assert found
     parts = {name: float(size) for name, size in re.findall(r"(\w+) ([\d.]+)", found[2])}
-    assert list(parts) == ["parameters", "gradients", "optimizer", "activations", "logits"]
+    assert {"parameters", "optimizer", "gradients", "activations", "logits"} <= set(parts)
     assert sum(parts.values()) == pytest.approx(float(found[1]), abs=0.3)
     assert parts["parameters"] == pytest.approx(1_235_814_400 * 4 / GIB, abs=0.06)
-    assert parts["logits"] == pytest.approx(8 * 4096 * 128256 * 6 / GIB, abs=0.06)
+    assert parts["optimizer"] == pytest.approx(1_235_814_400 * 8 / GIB, abs=0.06)
+    assert parts["logits"] == pytest.approx(8 * 4096 * 128256 * 4 / GIB, abs=0.06)
 
 
 def test_the_change_that_it_names_is_enough_and_the_least():
@@ -65,20 +66,20 @@ def test_the_change_that_it_names_is_enough_and_the_least():
     experiment = llama()
     chunked = llama(chunk=1024)
     text = refusal(experiment, needed(chunked))
-    assert "; train.loss.chunk = 1024 saves 22.8; --force tries all the same" in text
+    assert "; train.loss.chunk = 1024 saves 10.3; --force tries all the same" in text
     one_row, recomputed = llama(chunk=1024, batch_size=1), llama(chunk=1024, batch_size=1, remat="dots")
     assert '; train.remat = "dots" saves' in refusal(one_row, needed(recomputed))
 
 
 def test_micro_batches_as_few_as_fit():
-    experiment, enough = llama(chunk=1024, remat="offload"), llama(chunk=1024, remat="offload", accumulate=4)
-    assert needed(llama(chunk=1024, remat="offload", accumulate=2)) > needed(enough)
+    experiment, enough = (llama(batch_size=32, chunk=1024, remat="offload", accumulate=count) for count in (1, 4))
+    assert needed(llama(batch_size=32, chunk=1024, remat="offload", accumulate=2)) > needed(enough)
     assert "; train.accumulate = 4 saves" in refusal(experiment, needed(enough))
 
 
 def test_two_changes_where_one_is_not_enough():
-    experiment, enough = llama(batch_size=1), llama(batch_size=1, chunk=1024, remat="block")
-    for one in (llama(batch_size=1, remat="offload"), llama(batch_size=1, chunk=1024)):
+    experiment, enough = llama(batch_size=4), llama(batch_size=4, chunk=1024, remat="block")
+    for one in (llama(batch_size=4, remat="offload"), llama(batch_size=4, chunk=1024)):
         assert needed(one) > needed(enough)
     text = refusal(experiment, needed(enough))
     assert 'train.loss.chunk = 1024 and train.remat = "block" saves' in text
@@ -86,7 +87,7 @@ def test_two_changes_where_one_is_not_enough():
 
 def test_where_nothing_helps_it_asks_for_more_devices():
     text = refusal(llama(), 10 * GIB)
-    assert 'even with train.loss.chunk = 1024 and train.remat = "offload" and train.accumulate = 8 it is' in text
+    assert 'even with train.loss.chunk = 1024 and train.remat = "offload" it is 21.8; spread' in text
     assert "spread it over more devices (mesh.fsdp, mesh.tensor)" in text
     text = refusal(llama(batch_size=1, remat="offload", chunk=1024), 10 * GIB)
     assert "even with" not in text and "spread it over more devices" in text
@@ -94,7 +95,7 @@ def test_where_nothing_helps_it_asks_for_more_devices():
 
 def test_shards_are_counted():
     spread = llama(chunk=1024, remat="block", mesh={"fsdp": -1})
-    assert needed(spread, 8) < needed(spread, 1) / 6
+    assert needed(spread, 8) < needed(spread, 1) / 4
     preflight.check(spread, spread.model, sizes_of(spread, 8), needed(spread, 8))
     one = msgspec.structs.replace(spread, mesh=msgspec.structs.replace(spread.mesh, zero=1))
     assert "mesh.zero = 3 saves" in refusal(one, needed(spread, 8), 8)
