@@ -2,14 +2,13 @@
 
 import pytest
 
-import jaxllm
 from jaxllm.config import load
 
 
 def test_functions_stay_functions_once_their_rooms_are_imported():
     """A package that is imported takes the place of the function of its name."""
     import jaxllm.plan.search
-    import jaxllm.train.loop  # noqa: F401
+    import jaxllm.train.loop
 
     experiment = load(_tree())
     with pytest.raises(ValueError, match="no chip known here; did you mean"):
