@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxllm.config import Experiment, load
+from jaxllm.mesh_sizes import resolve
 from jaxllm.models import PRESETS
 from jaxllm.plan.compile import Compiled, DoesNotFit, Machine, confirm, require_compiler
 from jaxllm.roofline import communication
 from jaxllm.roofline.step_memory import COMPONENTS, StepBytes, step_bytes
-from jaxllm.sharding import resolve
 
 LARGE = 2**21
 """Bytes a step below which a kind of collective is not compared: sums of numbers and of rows."""

@@ -14,6 +14,7 @@ loops counted as often as they run (see `hlo`).
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxllm.config import Experiment, resolved
+from jaxllm.plan.target import Target
 from jaxllm.roofline.transformer import vocabulary
 
 _ROOT = Path(__file__).parents[2]
@@ -62,6 +64,16 @@ class Machine:
         shape = "x".join(map(str, self.shape))
         name = f"{self.chip}:{shape}" if self.chip else f"{shape} simulated CPU devices"
         return name if self.num_slices == 1 else f"{name} x {self.num_slices} slices"
+
+
+def machine_of(target: Target) -> Machine:
+    """The devices of a plan's target."""
+    if target.chip.torus:
+        name = target.chip.name.lower().removeprefix("tpu ")
+        return Machine(platform="tpu", chip=name, shape=target.shape, num_slices=target.num_slices)
+    node = target.chip.node.size if target.chip.node else 1
+    hosts = math.ceil(target.num_chips / node)
+    return Machine(platform="gpu", chip=target.chip.name, shape=(hosts, target.num_chips // hosts))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,8 +219,6 @@ def _environment(machine: Machine) -> dict[str, str]:
     if machine.platform == "cpu":
         flags = os.environ.get("XLA_FLAGS", "").split()
         kept = [flag for flag in flags if "host_platform_device_count" not in flag]
-        num = machine.num_slices
-        for size in machine.shape:
-            num *= size
+        num = machine.num_slices * math.prod(machine.shape)
         environment["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={num}"])
     return environment

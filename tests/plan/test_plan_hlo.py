@@ -1,6 +1,9 @@
 """Compiled programs, read: collectives, loops, the work of matrix products."""
 
-from jaxllm.plan import buffers, hlo, work
+import pytest
+
+from jaxllm.plan import buffers, hlo, target, work
+from jaxllm.plan.compile import machine_of
 
 HLO = """HloModule jit_step
 
@@ -129,3 +132,17 @@ def test_memory_over_time():
     assert told.moments == (("a", 300), ("b", 0), ("b", 1000), ("c", 0))
     assert (told.peak, told.fullest) == (1000, (buffers.Buffer("made2", 1000),))
     assert buffers.timeline(b"").peak == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5p-256", "v5p:4x4x8"),
+        ("v6e-16 x 2", "v6e:4x4 x 2 slices"),
+        ("tpu7x:2x2x1", "tpu7x:2x2x1"),
+        ("h100x64", "H100 SXM:8x8"),
+        ("h100x4", "H100 SXM:1x4"),
+    ],
+)
+def test_targets_are_machines(name, words):
+    assert str(machine_of(target.parse(name))) == words
