@@ -3,7 +3,7 @@
 A step is a short program of large arrays, each of which comes and goes:
 
     begins          every weight of the blocks in the compute dtype (the TPU compiler casts all of them before the loop,
-                    others each where it is read); the embedding, gathered
+                    others each where it is read; see `_turned` for the GPU compiler); the embedding, gathered
     forward         what the blocks keep, by rematerialisation
     loss            the head, gathered; logits of a chunk; the head's gradient, whole, in float32
     head's sum      the head's gradient in the compute dtype, and what is scattered
@@ -13,13 +13,13 @@ A step is a short program of large arrays, each of which comes and goes:
 
 With micro-batches (M > 1) all of it is in a loop, beside the sums of all gradients.
 
-Where arrays lie. XLA for TPU gives out places in the order of the program: an array takes the smallest gap that holds
-it, or the end (best fit). Arrays that live on, such as what the blocks keep, thereby stand between the places of those
-that come and go, and a heap can be a third larger than what it holds at any one time; `_heap` does the same. Where the
+Where arrays lie. XLA gives out places about in the order of the program: an array takes the smallest gap that holds it,
+or the end (best fit). Arrays that live on, such as what the blocks keep, thereby stand between the places of those that
+come and go, and a heap can be a third larger than what it holds at any one time; `_heap` does the same. Where the
 blocks are what fills memory the difference is a few hundredths, where vocabularies are (few tokens a device, many
-devices) it is large. The GPU compiler packs with all lifetimes known, close to the fullest moment.
+devices) it is large.
 
-Found in buffer assignments of jax 0.12, libtpu 0.0.52; `jaxllm bench plan-truth` compares.
+Found in buffer assignments of jax 0.12 with libtpu 0.0.52 and CUDA 13; `jaxllm bench plan-truth` compares.
 """
 
 import functools
@@ -173,7 +173,7 @@ def step_bytes(
         for moment in {array.start for array in arrays}
     }
     fullest = max(held, key=lambda moment: held[moment])
-    heap = _heap(tuple((array.start, array.end, array.size) for array in arrays)) if step.tpu else held[fullest]
+    heap = _heap(tuple((array.start, array.end, array.size) for array in arrays))
     by: dict[str, int] = defaultdict(int)
     for array in arrays:
         if array.start <= fullest <= array.end:
@@ -245,7 +245,7 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
     ends = [
         _Array("gradients", 0.0, _END, sums),
         _Array("communication", 0.1, 0.9, v * width if gathered or copies else 0),
-        _Array("parameters", *cast, step.n // step.fsdp * width if copies else 0),
+        _Array("parameters", *cast, step.n // step.fsdp * width if copies else _turned(step)),
         _Array("activations", 1.1, 4.9, kept),
         _Array("activations", 1.1, 4.9, stash),
         _Array("activations", 1.9, 4.9, last + step.x),
@@ -276,6 +276,20 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
 def _stage(model: ModelConfig, pipe: int) -> ModelConfig:
     """The blocks of one stage."""
     return model if pipe == 1 else msgspec.structs.replace(model, num_layers=model.num_layers // pipe)
+
+
+def _turned(step: _Step) -> int:
+    """Bytes of the weights that lie over fsdp by their last dim, all blocks together.
+
+    The GPU compiler gathers by the first dim, and before the loop makes a copy of each stack that is turned so.
+    """
+    if step.tpu or step.fsdp == 1:
+        return 0
+    model, values = step.model, 0
+    for block, num in distinct(_stage(model, step.sizes["pipe"])):
+        heads = block.attention.num_heads * model.head_dim(block.attention)
+        values += num * model.d_model * (heads + block.mlp.d_ff)
+    return values // step.sizes["tensor"] // step.fsdp * BYTES[step.train.precision.parameters]
 
 
 def _kept_padding(step: _Step) -> int:

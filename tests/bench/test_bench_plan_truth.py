@@ -41,8 +41,14 @@ RECORDED = {
             (SUM, TENSOR): 268632064,
         },
     ),
+    "8b-h100-fsdp8": (20514568928, {(GATHER, FSDP): 30018633760, (SCATTER, FSDP): 32119980032}),
+    "8b-h100-fsdp4-tensor2-dots": (
+        24353930212,
+        {(GATHER, FSDP): 15009316896, (SCATTER, FSDP): 16059990016, (SUM, TENSOR): 4362141696},
+    ),
 }
-"""Bytes on a device and bytes moved, as libtpu 0.0.52 had them; `jaxllm bench plan-truth` compiles anew."""
+"""Bytes on a device and bytes moved, as libtpu 0.0.52 and jax's CUDA plugin 0.12 had them; `jaxllm bench plan-truth`
+compiles anew."""
 
 
 def recorded(name):
