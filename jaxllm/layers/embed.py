@@ -29,9 +29,9 @@ class Embedding(Layer):
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """int[B, T] -> [B, T, D] in the compute dtype, laid as the residual stream lies."""
-        ((_, declaration),) = self.declared
+        stored_VD, declaration = self.stored("table")
         with jax.named_scope("embed"):
-            return _embed(self.table.get_value(), tokens_BT, declaration, self.recipe)
+            return _embed(stored_VD, tokens_BT, declaration, self.recipe)
 
     def weight(self) -> jax.Array:
         """The head's weight of a tied model: [D, V]."""

@@ -144,6 +144,10 @@ class Layer(nnx.Module):
         for name, declaration in declarations.items():
             setattr(self, name, nnx.Param(declaration))
 
+    def stored(self, name: str) -> tuple[Any, Declaration]:
+        """The parameter as it lies between steps, and its declaration."""
+        return getattr(self, name).get_value(), dict(self.declared)[name]
+
     def use(self, name: str) -> jax.Array:
         """The parameter as a matrix product reads it: in the compute dtype, gathered to the compute table's spec."""
         value = self.matrix(name)
@@ -152,7 +156,7 @@ class Layer(nnx.Module):
 
     def matrix(self, name: str) -> jax.Array | Adapted:
         """The parameter as `linear.contract` reads it: like `use`, with the adapter that it may have."""
-        value, declaration = getattr(self, name).get_value(), dict(self.declared)[name]
+        value, declaration = self.stored(name)
         if not isinstance(value, Adapted):
             return use(value, declaration, self.recipe)
         a, b = declaration.factors(value.a.shape[-1])

@@ -164,8 +164,8 @@ def require_compiler(platform: str) -> None:
         found = None
     if found is None:
         raise ValueError(
-            f"the {platform.upper()} compiler is not installed, so nothing can be confirmed for one: "
-            f'install it with pip install "jaxllm[{extra}]", or leave --verify away'
+            f"the {platform.upper()} compiler is not installed, so no step can be compiled for one: install it with "
+            f'pip install "jaxllm[{extra}]"'
         )
 
 
