@@ -13,13 +13,17 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
         "plan", _plan, "Which mesh to use on chips that are not here: how fast, what binds, what fits, how much."
     )
     plan.add_argument("config", help="experiment, a TOML file")
-    plan.add_argument("--target", required=True, help="chips: v5p-256, v5p:4x4x8, 'v6e-256 x 4', h100x64, rtx4090x1")
+    plan.add_argument(
+        "--target", required=True, nargs="+", help="chips: v5p-256, v5p:4x4x8, 'v6e-256 x 4', h100x64, rtx4090x1"
+    )
     plan.add_argument(
         "--tokens", type=_count, default=0, help="to train on, such as 15e12; those of the config's phases"
     )
     plan.add_argument("--batch", type=_count, default=0, metavar="TOKENS", help="of a step; the first phase's")
     plan.add_argument("--price", type=_dollars, metavar="DOLLARS", help="an hour and chip, instead of the list price")
     plan.add_argument("--top", type=_count, default=10, help="options that are shown (10)")
+    plan.add_argument("--verify", type=_count, nargs="?", const=1, metavar="N", help="compile the N best options (1)")
+    plan.add_argument("--export", metavar="DIR", help="with --verify: keep program, memory over time and executable")
     plan.add_argument("--html", metavar="FILE", help="draw it into one file as well")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.epilog = OVERRIDES
@@ -51,7 +55,7 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     found = search.plan(
         load(arguments, rest),
-        target=arguments.target,
+        target=" ".join(arguments.target),
         tokens=arguments.tokens,
         batch=arguments.batch,
         price=arguments.price,
@@ -60,9 +64,20 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         from jaxllm.plan import page
 
         page.write(found, arguments.html)
-    print(
-        json.dumps(report.as_data(found, arguments.top), indent=2)
-        if arguments.json
-        else report.text(found, arguments.top)
-    )
+    if arguments.export and not arguments.verify:
+        raise ValueError("--export: it keeps what --verify compiles; give --verify too")
+    told = report.as_data(found, arguments.top) if arguments.json else {}
+    if not arguments.json:
+        print(report.text(found, arguments.top), flush=True)
+    if arguments.verify:
+        from jaxllm.plan import verify
+
+        verified = []
+        for one in verify.verify(found, arguments.verify, arguments.export or ""):
+            verified.append(one)
+            if not arguments.json:
+                print(f"\n{verify.text(one)}", flush=True)
+        told["verified"] = verify.as_data(verified)
+    if arguments.json:
+        print(json.dumps(told, indent=2))
     return DONE

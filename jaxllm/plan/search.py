@@ -8,7 +8,7 @@ count; through a pipeline more of them idle less, and are tried until that is ou
 import bisect
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,11 +27,10 @@ from jaxllm.roofline.memory import (
     ActivationBytes,
     StateBytes,
     activation_bytes,
-    logits_bytes,
     shards,
-    stage_inputs,
     state_bytes,
 )
+from jaxllm.roofline.step_memory import COMPONENTS, step_bytes
 
 USABLE = 0.92
 """Share of the datasheet's memory that a program gets: the runtime, its buffers for collectives and holes keep some."""
@@ -45,15 +44,20 @@ class Option:
         candidate: what to run.
         work: what one device computes in a step.
         time: of a step.
-        memory: bytes of a device by what they hold.
         placement: where the mesh's axes lie.
+        held: works out `memory`.
     """
 
     candidate: Candidate
     work: Work
     time: StepTime
-    memory: Mapping[str, float]
     placement: Placement
+    held: Callable[[], Mapping[str, float]]
+
+    @property
+    def memory(self) -> Mapping[str, float]:
+        """Bytes of a device by what they hold."""
+        return self.held()
 
     @property
     def total_memory(self) -> float:
@@ -215,7 +219,7 @@ class _Search:
         self._mesh_config = functools.cache(self._mesh_config)
         self._state = functools.cache(self._state)
         self._activations = functools.cache(self._activations)
-        self._logits = functools.cache(self._logits)
+        self._memory: dict[tuple[int, Remat, int], dict[str, float]] = {}
 
     def run(self) -> tuple[tuple[Option, ...], tuple[Misfit, ...]]:
         """All options that fit, and the meshes that would be faster if they did."""
@@ -239,10 +243,15 @@ class _Search:
         misfit: Candidate | None = None
         counts = micro_batches(mesh, self.phase)
         self.num_tried += len(counts) * len(REMATS)
+        first = len(counts)
         for remat in REMATS:
             tried = [Candidate(mesh=mesh, remat=remat, accumulate=count) for count in counts]
-            # the more micro-batches, the less memory
-            first = bisect.bisect_left(tried, True, key=lambda one: sum(self.memory(one).values()) <= self.limit)
+            # Each kind needs less than the one before, and beyond the second the more micro-batches, the less memory; a
+            # first alone has no sums of gradients.
+            if first and not self._fits(tried[0]):
+                first = bisect.bisect_left(tried, True, lo=1, hi=max(first, 1), key=self._fits)
+            else:
+                first = 0
             if misfit is None and first > 0:
                 misfit = tried[0]
             if first < len(tried):
@@ -272,7 +281,8 @@ class _Search:
         config = self._mesh_config(mesh.sequence_parallel)
         moved = transfers(self.model, train, config, sizes, self.phase.batch_size, self.phase.sequence_length)
         time = step_time(work, moved, placement, self.efficiency)
-        return Option(candidate=candidate, work=work, time=time, memory=self.memory(candidate), placement=placement)
+        held = functools.partial(self.memory, candidate)
+        return Option(candidate=candidate, work=work, time=time, placement=placement, held=held)
 
     def _work(self, candidate: Candidate) -> Work:
         sizes, accumulate = candidate.mesh.sizes, candidate.accumulate
@@ -316,19 +326,30 @@ class _Search:
         return rows * (self.phase.sequence_length // candidate.mesh.sizes["context"])
 
     def memory(self, candidate: Candidate) -> dict[str, float]:
-        """Bytes of a device by what they hold."""
-        sizes, num_tokens = candidate.mesh.sizes, self._num_tokens(candidate)
-        pipe, tensor, parallel = sizes["pipe"], sizes["tensor"], candidate.mesh.sequence_parallel
-        state = self._state(pipe, tensor, sizes["fsdp"])
-        inputs = stage_inputs(pipe, candidate.accumulate, self.train.pipeline) * num_tokens * self.model.d_model
-        inputs = inputs * BYTES[self.train.precision.compute] // (tensor if parallel else 1)
-        return {
-            "parameters": state.parameters,
-            "gradients": state.gradients,
-            "optimizer": state.optimizer,
-            "activations": self._activations(pipe, num_tokens, candidate.remat, tensor, parallel).total + inputs,
-            "logits": self._logits(num_tokens, tensor * pipe),
-        }
+        """Bytes of a device by what they hold, at the fullest moment of a step."""
+        key = (id(candidate.mesh), candidate.remat, candidate.accumulate)
+        if key not in self._memory:
+            sizes = candidate.mesh.sizes
+            found = step_bytes(
+                self.model,
+                msgspec.structs.replace(self.train, remat=candidate.remat, accumulate=candidate.accumulate),
+                self.experiment.optim.optimizer,
+                self._mesh_config(candidate.mesh.sequence_parallel),
+                sizes,
+                self.phase.batch_size,
+                self.phase.sequence_length,
+                "tpu" if self.target.chip.torus else "gpu",
+                slice_sum=sizes["fsdp"] == self.target.num_devices // self.target.num_slices >= 16,
+            )
+            self._memory[key] = {name: getattr(found, name) for name in COMPONENTS}
+        return self._memory[key]
+
+    def _fits(self, candidate: Candidate) -> bool:
+        sizes = candidate.mesh.sizes
+        state = self._state(sizes["pipe"], sizes["tensor"], sizes["fsdp"])
+        if state.parameters + state.optimizer > self.limit:
+            return False
+        return sum(self.memory(candidate).values()) <= self.limit
 
     def _state(self, pipe: int, tensor: int, fsdp: int) -> StateBytes:
         split = shards({"pipe": pipe, "tensor": tensor, "fsdp": fsdp}, self.experiment.mesh.zero)
@@ -339,15 +360,12 @@ class _Search:
         width = BYTES[self.train.precision.compute]
         return activation_bytes(stage, num_tokens, remat, width, tensor, parallel)
 
-    def _logits(self, num_tokens: int, shares: int) -> int:
-        width = BYTES[self.train.precision.compute]
-        return logits_bytes(self.model, num_tokens, self.train.loss.chunk, width, shares)
-
     def least(self) -> Option:
         """What needs the least memory."""
         tried = (
-            Candidate(mesh=mesh, remat=REMATS[-1], accumulate=micro_batches(mesh, self.phase)[-1])
+            Candidate(mesh=mesh, remat=REMATS[-1], accumulate=count)
             for mesh in self.meshes
+            for count in {micro_batches(mesh, self.phase)[end] for end in (0, -1)}
         )
         return self.option(min(tried, key=lambda one: sum(self.memory(one).values())))
 

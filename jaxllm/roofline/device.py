@@ -90,8 +90,9 @@ def of_experiment(
             tokens=max(micro_batch_tokens(experiment, sizes)),
             adapters=adapters,
         )
+    whole = sizes["fsdp"] == math.prod(sizes.values()) // mesh.slices >= 16
     found = (
-        step_bytes(model, train, optimizer, mesh, sizes, phase.batch_size, phase.sequence_length, platform)
+        step_bytes(model, train, optimizer, mesh, sizes, phase.batch_size, phase.sequence_length, platform, whole)
         for phase in experiment.data.phases
     )
     fullest = max(found, key=lambda one: one.total)

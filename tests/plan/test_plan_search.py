@@ -181,6 +181,7 @@ def test_the_best_number_of_micro_batches_is_found():
             tried = [candidates.Candidate(mesh=mesh, remat=remat, accumulate=count) for count in counts]
             fits = [option for option in map(one.option, tried) if option.total_memory <= one.limit]
             expected = min((option.time.total for option in fits), default=None)
-            assert best.get((str(mesh), remat)) == expected
+            # equal ones may differ in their last bit
+            assert best.get((str(mesh), remat)) == (expected and pytest.approx(expected, rel=1e-12))
     assert any(option.candidate.accumulate > 1 for option in options)
     assert any(option.candidate.mesh.sizes["pipe"] > 1 for option in options)
