@@ -7,7 +7,8 @@ their own compiler (plan/compile), and two things that the plan says without one
     communication   roofline/communication's bytes by mesh axes and kind of collective, and the program's
 
 A sum that is to be scattered, or shares that are to be gathered, the TPU compiler makes an all-reduce of where the
-axis spans a whole slice of 16 chips or more; the bytes are then compared under that name.
+axis spans a whole slice of 16 chips or more; the bytes are then compared under that name. Some permutes are the
+compiler's own: it pads rows of a reduce-scatter and moves them to where they belong.
 """
 
 import dataclasses
@@ -224,7 +225,8 @@ def text(result: Mapping[str, Any]) -> str:
         for one in row["moved"]:
             what = f"  {one['kind']} over {', '.join(one['axes'])}"
             sizes = f"{one['predicted_bytes'] / 1e9:>9.2f} GB{one['compiled_bytes'] / 1e9:>9.2f} GB"
-            lines.append(f"{what:<34}{sizes}{one['error']:>+8.1%}")
+            known = one["predicted_bytes"] and one["compiled_bytes"]
+            lines.append(f"{what:<34}{sizes}" + (f"{one['error']:>+8.1%}" if known else "  one of the two alone"))
     if result["skipped"]:
         lines += ["", f"left out, for want of a compiler or of memory: {', '.join(result['skipped'])}"]
     return "\n".join(lines)

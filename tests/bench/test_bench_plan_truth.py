@@ -39,6 +39,7 @@ RECORDED = {
             (GATHER, TENSOR): 129385889792,
             (SCATTER, FSDP): 70552387584,
             (SUM, TENSOR): 268632064,
+            (SUM, ("fsdp", "tensor")): 5275792,
         },
     ),
     "8b-h100-fsdp8": (20514568928, {(GATHER, FSDP): 30018633760, (SCATTER, FSDP): 32119980032}),
@@ -52,7 +53,7 @@ RECORDED = {
     ),
 }
 """Bytes on a device and bytes moved, as libtpu 0.0.52 and jax's CUDA plugin 0.12 had them; `jaxllm bench plan-truth`
-compiles anew."""
+compiles anew. Left out: permutes by which the TPU compiler moves rows that it padded, at most 2 % of what fsdp moves."""
 
 
 def recorded(name):
@@ -77,8 +78,7 @@ def test_predictions_are_what_compilers_made(name):
     row = plan_truth.compare(name, plan_truth.PAIRS[name], recorded(name))
     assert -0.05 <= row["error"] <= 0.10, f"{row['predicted_bytes'] / 1e9:.2f} GB predicted"
     wrong = {(one["kind"], *one["axes"]): one["error"] for one in row["moved"] if abs(one["error"]) > 0.10}
-    norms = (SUM, "fsdp", "tensor")  # norms' gradients with sequence parallelism, a few MB, recorded nowhere
-    assert set(wrong) <= {norms}, wrong
+    assert not wrong
 
 
 def test_the_tables_say_what_is_what():
