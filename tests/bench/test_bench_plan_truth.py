@@ -53,7 +53,7 @@ RECORDED = {
     ),
 }
 """Bytes on a device and bytes moved, as libtpu 0.0.52 and jax's CUDA plugin 0.12 had them; `jaxllm bench plan-truth`
-compiles anew. Left out: permutes by which the TPU compiler moves rows that it padded, at most 2 % of what fsdp moves."""
+compiles anew. Left out: permutes by which the TPU compiler moves rows that it padded, 2 % of what fsdp moves."""
 
 
 def recorded(name):
