@@ -36,6 +36,21 @@ def overrides(rest: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def joined(argv: Sequence[str]) -> list[str]:
+    """The command line with `--a.b VALUE` as one word, `--a.b=VALUE`.
+
+    Else argparse takes the value for a positional argument that may be left out, such as a config beside --preset.
+    """
+    words: list[str] = []
+    for word in argv:
+        before = words[-1] if words else ""
+        if before.startswith("--") and "." in before and "=" not in before and not word.startswith("--"):
+            words[-1] = f"{before}={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def load(arguments: argparse.Namespace, rest: Sequence[str]) -> Experiment:
     """The experiment that a command names."""
     return jaxllm.load_experiment(arguments.config, overrides(rest))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli_bench as bench
 from jaxllm import cli_budget, cli_plan
-from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, from_preset, load, none
+from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, from_preset, joined, load, none
 from jaxllm.config import Experiment, ModelConfig, describe
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # what fails in a library below is told by our own sentence; orbax would add pages of tracebacks
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    arguments, rest = _parser().parse_known_args(argv)
+    arguments, rest = _parser().parse_known_args(joined(sys.argv[1:] if argv is None else argv))
     try:
         code = arguments.command(arguments, rest)
     except ValueError as error:

@@ -181,6 +181,7 @@ def test_a_known_device_is_held_against_its_datasheet():
         (("layer", "tiny.toml", "--preset", "llama3-8b"), "name either a config or --preset NAME"),
         (("matmul", "--preset", "lama3-8b"), "llama3-8b"),
         (("matmul", "tiny.toml", "--repeats", "0"), "--repeats 0: time each product at least once"),
+        (("matmul", "--preset", "llama3-8b", "--data.phases.0.batch_size", "2", "--repeats", "0"), "--repeats 0: time"),
         (("matmul", "tiny.toml", "--squares", "0"), "--squares 0: use sides of 1 or more"),
         (("matmul", "tiny.toml", "--out", "nowhere/c.json"), "--out nowhere/c.json: no such directory"),
         (("layer", "tiny.toml", "--repeats", "0"), "--repeats 0: time each part"),
