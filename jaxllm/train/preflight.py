@@ -16,6 +16,7 @@ from jaxllm import mesh_sizes
 from jaxllm.config import Experiment, ModelConfig, TrainConfig
 from jaxllm.roofline import device
 from jaxllm.roofline.hardware import find_chip
+from jaxllm.sharding import Device
 from jaxllm.tune import lora
 
 _CHUNK = 1024
@@ -60,7 +61,7 @@ def check(experiment: Experiment, model: ModelConfig, sizes: Mapping[str, int], 
     raise ValueError(f"this run does not fit into memory: {told}; {fix}; --force tries all the same")
 
 
-def limit_of(devices: Sequence[jax.Device]) -> int:
+def limit_of(devices: Sequence[Device]) -> int:
     """Bytes that a program gets on one of these devices, the least of them; 0 where nobody says.
 
     Args:
