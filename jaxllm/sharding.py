@@ -28,7 +28,7 @@ _WEIGHTS = {
     **dict.fromkeys(("heads", "kv_heads", "mlp"), ("tensor",)),
     "vocab": (STAGES, "tensor"),
     "layers": (STAGES,),
-    **dict.fromkeys(("norm", "head_norm", "head_dim", "rank"), ()),
+    **dict.fromkeys(("norm", "positions", "head_norm", "head_dim", "rank"), ()),
 }
 """Dims of weights, but for the one of the residual stream. The vocabulary lies over the stages too (Yeung et al. 2024,
 "Balancing Pipeline Parallelism with Vocabulary Parallelism"): the embedding on the first stage alone and the head on
@@ -97,8 +97,8 @@ class Rules:
     def partial(self, names: Sequence[str | None]) -> frozenset[str]:
         """Mesh axes over which a parameter's gradient is a partial sum: each device saw other tokens."""
         tokens = {*BATCH_AXES, "context"}
-        if self.sequence_parallel and "norm" in names:
-            tokens.add("tensor")  # norms work on the sharded residual stream
+        if self.sequence_parallel and {"norm", "positions"} & set(names):
+            tokens.add("tensor")  # these work on the sharded residual stream
         if "head_norm" in names:
             tokens.add("tensor")  # one scale for all heads, of which each device has its own
         return self.live & tokens

@@ -1,4 +1,4 @@
-"""Llama's forward pass and its loss a second time: plain jax.numpy, one device, one layer after the other.
+"""The decoder's forward pass and its loss a second time: plain jax.numpy, one device, one layer after the other.
 
 Nothing here is shared with jaxllm but the config's values and the names of parameters, which come layer by layer: no
 mesh, no scan, no chunks, no written-out gradients. What is differentiated is differentiated by jax.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.config import ModelConfig, RopeConfig
+from jaxllm.config import BlockConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
 
 Layers = list[dict[str, jax.Array]]
 Arrays = dict[str, Any]
@@ -27,7 +27,9 @@ def unstack(config: ModelConfig, params: Arrays) -> tuple[Layers, Arrays]:
             for slot in sorted(slots, key=int):
                 layers.append({name: value[repeat] for name, value in flat(slots[slot]).items()})
     assert len(layers) == config.num_layers
-    return layers, flat({name: params[name] for name in ("embedding", "norm", "head") if name in params})
+    return layers, flat(
+        {name: params[name] for name in ("embedding", "positions", "embedding_norm", "norm", "head") if name in params}
+    )
 
 
 def flat(tree: Arrays, prefix: str = "") -> dict[str, Any]:
@@ -65,23 +67,102 @@ def turn(x_BTNH: jax.Array, positions_BT: np.ndarray, rope: RopeConfig) -> jax.A
     return jnp.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def normalise(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """x over the root of its mean square."""
+def normalise(x: jax.Array, scale: jax.Array, epsilon: float, unit_offset: bool = False) -> jax.Array:
+    """x over the root of its mean square, times the scale, or one more."""
+    scale = scale + 1 if unit_offset else scale
     return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale[None, None, :]
 
 
-def normalise_heads(x_BTNH: jax.Array, kind: str, scale: jax.Array, epsilon: float) -> jax.Array:
+def norm(x: jax.Array, p: Arrays, name: str, config: NormConfig) -> jax.Array:
+    """RMSNorm, or LayerNorm: that of what remains when the mean is taken away, and a bias."""
+    if config.kind == "rms":
+        return normalise(x, p[f"{name}.scale"], config.epsilon, config.unit_offset)
+    x = x - x.mean(-1, keepdims=True)
+    return normalise(x, p[f"{name}.scale"], config.epsilon, config.unit_offset) + p[f"{name}.bias"][None, None]
+
+
+def normalise_heads(x_BTNH: jax.Array, kind: str, scale: jax.Array, config: NormConfig) -> jax.Array:
     """Queries or keys: each head by itself, or all heads as one vector."""
+    given = config.epsilon, config.unit_offset
     if kind == "projection":
-        rows = normalise(x_BTNH.reshape(*x_BTNH.shape[:2], -1), scale.reshape(-1), epsilon)
+        rows = normalise(x_BTNH.reshape(*x_BTNH.shape[:2], -1), scale.reshape(-1), *given)
         return rows.reshape(x_BTNH.shape)
     heads = range(x_BTNH.shape[2])
-    return jnp.stack([normalise(x_BTNH[:, :, head], scale, epsilon) for head in heads], axis=2)
+    return jnp.stack([normalise(x_BTNH[:, :, head], scale, *given) for head in heads], axis=2)
 
 
 def cap(logits: jax.Array, most: float) -> jax.Array:
     """Logits kept within -most and most."""
     return jnp.tanh(logits / most) * most if most else logits
+
+
+def activate(x: jax.Array, kind: str) -> jax.Array:
+    """The activation by its definition."""
+    if kind == "silu":
+        return x / (1 + jnp.exp(-x))
+    if kind == "gelu":
+        return x * (1 + jax.scipy.special.erf(x / np.float32(np.sqrt(2)))) / 2
+    return x * (1 + jnp.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3))) / 2
+
+
+def product(dims: str, x: jax.Array, p: Arrays, name: str) -> jax.Array:
+    """A projection, with its bias if there is one."""
+    y = jnp.einsum(dims, x, p[name])
+    return y + p[f"{name}_bias"][None, None] if f"{name}_bias" in p else y
+
+
+def attend(
+    x: jax.Array, p: Arrays, block: BlockConfig, positions: np.ndarray, mask_BTS: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """Attention's output and the largest logit of each head."""
+    attention = block.attention
+    q = product("btd,dnh->btnh", x, p, "attention.query")
+    k = product("btd,dkh->btkh", x, p, "attention.key")
+    v = product("btd,dkh->btkh", x, p, "attention.value")
+    if attention.qk_norm != "none":
+        q = normalise_heads(q, attention.qk_norm, p["attention.query_norm.scale"], block.norm)
+        k = normalise_heads(k, attention.qk_norm, p["attention.key_norm.scale"], block.norm)
+    if attention.positions == "rope":
+        q, k = turn(q, positions, attention.rope), turn(k, positions, attention.rope)
+    k, v = (jnp.repeat(one, q.shape[2] // one.shape[2], axis=2) for one in (k, v))
+    scale = attention.query_scale or 1 / np.sqrt(q.shape[3])
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * np.float32(scale)
+    largest_N = jnp.where(mask_BTS[:, None], scores, -jnp.inf).max((0, 2, 3))
+    scores = cap(scores, attention.soft_cap)
+    probabilities = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -jnp.inf))
+    mixed = jnp.einsum("bnts,bsnh->btnh", probabilities, v)
+    return product("btnh,nhd->btd", mixed, p, "attention.output"), largest_N
+
+
+def feed_forward(x: jax.Array, p: Arrays, config: MLPConfig) -> jax.Array:
+    """The second branch."""
+    up = product("btd,df->btf", x, p, "mlp.up")
+    if config.gated:
+        hidden = activate(product("btd,df->btf", x, p, "mlp.gate"), config.activation) * up
+    else:
+        hidden = activate(up, config.activation)
+    return product("btf,fd->btd", hidden, p, "mlp.down")
+
+
+def run_block(
+    x: jax.Array, p: Arrays, block: BlockConfig, positions: np.ndarray, mask_BTS: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """A layer's output and the largest logit of each head."""
+
+    def before(x: jax.Array, name: str) -> jax.Array:
+        return x if block.norm_placement == "post" else norm(x, p, name, block.norm)
+
+    def behind(x: jax.Array, name: str) -> jax.Array:
+        return x if block.norm_placement == "pre" else norm(x, p, name, block.norm)
+
+    attended, largest_N = attend(before(x, "attention_norm"), p, block, positions, mask_BTS)
+    attended = behind(attended, "attention_post_norm")
+    if block.branches == "sequential":
+        x = x + attended
+        return x + behind(feed_forward(before(x, "mlp_norm"), p, block.mlp), "mlp_post_norm"), largest_N
+    name = "mlp_norm" if block.branches == "parallel" else "attention_norm"
+    made = behind(feed_forward(before(x, name), p, block.mlp), "mlp_post_norm")
+    return x + attended + made, largest_N
 
 
 def logits(
@@ -96,30 +177,16 @@ def logits(
     """float32[B, T, V]; a list given gets each layer's output and the largest logit of each head, without gradients."""
     length = tokens.shape[1]
     mask_BTS = (segments[:, :, None] == segments[:, None, :]) & np.tril(np.ones((length, length), bool))[None]
-    x = outer["embedding.table"][tokens]
+    x = outer["embedding.table"][tokens] * np.float32(config.embedding_scale)
+    if config.learned_positions:
+        x = x + outer["positions.table"][positions]
+    if config.embedding_norm:
+        x = norm(x, outer, "embedding_norm", config.norm)
     for block, p in zip(config.blocks, layers, strict=True):
-        attention, epsilon = block.attention, block.norm.epsilon
-        h = normalise(x, p["attention_norm.scale"], epsilon)
-        q = jnp.einsum("btd,dnh->btnh", h, p["attention.query"])
-        k = jnp.einsum("btd,dkh->btkh", h, p["attention.key"])
-        if attention.qk_norm != "none":
-            q = normalise_heads(q, attention.qk_norm, p["attention.query_norm.scale"], epsilon)
-            k = normalise_heads(k, attention.qk_norm, p["attention.key_norm.scale"], epsilon)
-        q, k = turn(q, positions, attention.rope), turn(k, positions, attention.rope)
-        v = jnp.einsum("btd,dkh->btkh", h, p["attention.value"])
-        k, v = (jnp.repeat(one, q.shape[2] // one.shape[2], axis=2) for one in (k, v))
-        scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.float32(np.sqrt(q.shape[3]))
-        largest_N = jnp.where(mask_BTS[:, None], scores, -jnp.inf).max((0, 2, 3))
-        scores = cap(scores, attention.soft_cap)
-        probabilities = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -jnp.inf))
-        mixed = jnp.einsum("bnts,bsnh->btnh", probabilities, v)
-        x = x + jnp.einsum("btnh,nhd->btd", mixed, p["attention.output"])
-        h = normalise(x, p["mlp_norm.scale"], epsilon)
-        gate = h @ p["mlp.gate"]
-        x = x + (gate * jax.nn.sigmoid(gate) * (h @ p["mlp.up"])) @ p["mlp.down"]
+        x, largest_N = run_block(x, p, block, positions, mask_BTS)
         if seen is not None:
             seen.append((x, largest_N))
-    x = normalise(x, outer["norm.scale"], config.norm.epsilon)
+    x = norm(x, outer, "norm", config.norm)
     return cap(
         x @ (outer["embedding.table"].T if config.tie_embeddings else outer["head.kernel"]), config.final_soft_cap
     )

@@ -33,11 +33,9 @@ from jaxllm.config.mesh import AXES, MeshConfig
 from jaxllm.config.model import (
     AttentionConfig,
     BlockConfig,
-    Llama3Scaling,
     MLPConfig,
     ModelConfig,
     NormConfig,
-    RopeConfig,
 )
 from jaxllm.config.optim import (
     WSD,
@@ -50,6 +48,14 @@ from jaxllm.config.optim import (
     OptimizerConfig,
     QKClipConfig,
     ScheduleConfig,
+)
+from jaxllm.config.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeConfig,
+    YarnScaling,
 )
 from jaxllm.config.run import CheckpointConfig, EvalConfig, LogConfig, ProfileConfig, RunConfig, WatchConfig
 from jaxllm.config.train import LossConfig, PrecisionConfig, TrainConfig
@@ -71,15 +77,18 @@ __all__ = [
     "Cosine",
     "DataConfig",
     "Difference",
+    "DynamicScaling",
     "EvalConfig",
     "Experiment",
     "Falcon",
     "GuardConfig",
     "HuggingFaceTokenizer",
     "Ladder",
+    "LinearScaling",
     "Llama3Scaling",
     "LoRAConfig",
     "LogConfig",
+    "LongRopeScaling",
     "LossConfig",
     "LossScaleConfig",
     "MLPConfig",
@@ -109,6 +118,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "WatchConfig",
+    "YarnScaling",
     "describe",
     "differences",
     "dump",

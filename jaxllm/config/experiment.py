@@ -83,3 +83,10 @@ class Experiment(Section, frozen=True, kw_only=True):
                 phase.batch_size,
                 f"it must be a multiple of train.accumulate = {self.train.accumulate}",
             )
+            require(
+                phase.sequence_length <= self.model.learned_positions or not self.model.learned_positions,
+                f"data.phases.{index}.sequence_length",
+                phase.sequence_length,
+                f"the model has a table of model.learned_positions = {self.model.learned_positions}; "
+                "use shorter sequences, or a longer table",
+            )

@@ -1,7 +1,7 @@
 """From a file or a tree to an `Experiment`: one tree, decoded once, strictly.
 
 Layers, each over the one before: the schema's defaults, the model's preset, the file's `base`, the file, the overrides.
-Then each entry of `model.prefix` and `model.period` is laid over the model's own attention, mlp and norm.
+Then each entry of `model.prefix` and `model.period` is laid over the model's own attention, mlp and norms.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from jaxllm.config.explain import explain
 from jaxllm.config.overrides import override
 from jaxllm.config.tree import complete, merge, read_file, upgrade
 
-BLOCK_FIELDS = ("attention", "mlp", "norm")
+BLOCK_FIELDS = ("attention", "mlp", "norm", "norm_placement", "branches")
 """What a block takes from the model where it does not say otherwise."""
 
 

@@ -2,48 +2,8 @@
 
 from typing import Literal
 
-from jaxllm.config.base import Choice, Section, require
-
-
-class Llama3Scaling(Choice, frozen=True, kw_only=True, tag="llama3"):
-    """Llama 3.1's stretch of the low rope frequencies (Grattafiori et al. 2024; values of the 3.1 release).
-
-    Attributes:
-        factor: how much longer than `original_max_positions` the context is to be.
-        low_freq_factor: wavelengths above original_max_positions / this are divided by `factor`.
-        high_freq_factor: wavelengths below original_max_positions / this stay as they are.
-        original_max_positions: the sequence length of pretraining, in tokens.
-    """
-
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
-
-    def __post_init__(self) -> None:
-        require(self.factor >= 1, "factor", self.factor, "use 1 or more")
-        require(
-            self.high_freq_factor > self.low_freq_factor > 0,
-            "high_freq_factor",
-            self.high_freq_factor,
-            f"it must be above low_freq_factor = {self.low_freq_factor}",
-        )
-        require(self.original_max_positions > 0, "original_max_positions", self.original_max_positions, "use 1 or more")
-
-
-class RopeConfig(Section, frozen=True, kw_only=True):
-    """Rotary position embedding (Su et al. 2021), halves rotated against each other as in Llama's published weights.
-
-    Attributes:
-        theta: base of the wavelengths: 10,000 for Llama 1 and 2, 500,000 for Llama 3.
-        scaling: how the wavelengths are stretched for a longer context; none by default.
-    """
-
-    theta: float = 10_000.0
-    scaling: Llama3Scaling | None = None
-
-    def __post_init__(self) -> None:
-        require(self.theta > 1, "theta", self.theta, "use a number above 1, 10000 for Llama 2")
+from jaxllm.config.base import Section, require
+from jaxllm.config.rope import RopeConfig
 
 
 class AttentionConfig(Section, frozen=True, kw_only=True):
@@ -53,7 +13,16 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
         num_heads: query heads.
         num_kv_heads: key and value heads; 0 means as many as query heads.
         head_dim: width of a head; 0 means d_model / num_heads.
-        rope: rotary position embedding.
+        positions: how attention knows them: `rope` turns queries and keys; `alibi` adds -slope x distance to the
+            logits, a slope a head (Press et al. 2021; BLOOM); `falcon_alibi` likewise, with slopes and their products
+            rounded to bfloat16 and divided by sqrt(head_dim) (Falcon-RW); `none` not at all (NoPE layers of SmolLM3;
+            GPT-2, whose positions are in the embedding).
+        rope: rotary position embedding, where positions says so.
+        window: tokens that a query sees at most, its own included (Mistral; Gemma 2); 0 means all before it.
+        query_scale: multiplies the products of queries and keys; 0 means head_dim^-0.5 (Gemma 2 and 3:
+            query_pre_attn_scalar^-0.5).
+        bias: which projections add one: `none`; `qkv` those of queries, keys and values (Qwen 2, GLM); `all` the
+            output's too (GPT-2).
         qk_norm: RMSNorm of queries and keys before rope (Henry et al. 2020; Dehghani et al. 2023 against growing
             logits): `head` over each head's width, with one scale for all heads (Qwen 3, Gemma 3); `projection` over
             all heads together (OLMo 2); `none`.
@@ -66,7 +35,11 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
     num_heads: int
     num_kv_heads: int = 0
     head_dim: int = 0
+    positions: Literal["rope", "alibi", "falcon_alibi", "none"] = "rope"
     rope: RopeConfig = RopeConfig()
+    window: int = 0
+    query_scale: float = 0.0
+    bias: Literal["none", "qkv", "all"] = "none"
     qk_norm: Literal["none", "head", "projection"] = "none"
     soft_cap: float = 0.0
     kernel: Literal["auto", "xla", "splash", "cudnn"] = "auto"
@@ -81,11 +54,13 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
             f"it must divide num_heads = {self.num_heads}",
         )
         require(
-            self.head_dim >= 0 and self.head_dim % 2 == 0,
+            self.head_dim >= 0 and (self.head_dim % 2 == 0 or self.positions != "rope"),
             "head_dim",
             self.head_dim,
             "rope needs an even number (or 0 for d_model / num_heads)",
         )
+        require(self.window >= 0, "window", self.window, "use a number of tokens, or 0 for all before a query")
+        require(self.query_scale >= 0, "query_scale", self.query_scale, "use a positive number, or 0 for head_dim^-0.5")
         require(self.soft_cap >= 0, "soft_cap", self.soft_cap, "use a positive number such as 50, or 0 for none")
 
     @property
@@ -95,47 +70,90 @@ class AttentionConfig(Section, frozen=True, kw_only=True):
 
 
 class MLPConfig(Section, frozen=True, kw_only=True):
-    """Gated feed-forward layer, SwiGLU (Shazeer 2020).
+    """Feed-forward layer: gated (SwiGLU and GeGLU, Shazeer 2020), or two matrices with an activation between them.
 
     Attributes:
         d_ff: hidden units.
-        activation: of the gate.
+        gated: whether a second product with the input multiplies the activation.
+        activation: of the gate, or of the hidden units where there is none: `silu`; `gelu` by the error function;
+            `gelu_tanh` by its approximation (`gelu_new` and `gelu_pytorch_tanh` of Hugging Face's configs).
+        bias: whether every product adds one.
     """
 
     d_ff: int
-    activation: Literal["silu"] = "silu"
+    gated: bool = True
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    bias: bool = False
 
     def __post_init__(self) -> None:
         require(self.d_ff >= 1, "d_ff", self.d_ff, "use 1 or more")
 
 
 class NormConfig(Section, frozen=True, kw_only=True):
-    """Normalisation before each branch and before the head: RMSNorm (Zhang and Sennrich 2019).
+    """Normalisation of the residual stream or of a branch.
 
     Attributes:
-        kind: only rms so far.
-        epsilon: added to the mean square.
+        kind: `rms`, RMSNorm (Zhang and Sennrich 2019); `layer`, LayerNorm with a bias (Ba et al. 2016).
+        epsilon: added to the mean square, or to the variance.
+        unit_offset: whether the result is multiplied by 1 + scale instead of scale, whose initial value is then 0
+            (Gemma).
     """
 
-    kind: Literal["rms"] = "rms"
+    kind: Literal["rms", "layer"] = "rms"
     epsilon: float = 1e-5
+    unit_offset: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.epsilon < 1, "epsilon", self.epsilon, "use a small positive number such as 1e-5")
 
 
 class BlockConfig(Section, frozen=True, kw_only=True):
-    """One decoder block: attention and feed-forward, each behind its norm and added to the residual stream.
+    """One decoder block: attention and feed-forward, each normalised and added to the residual stream.
 
     Attributes:
         attention: the first branch.
         mlp: the second branch.
         norm: of both branches.
+        norm_placement: what is normalised: `pre` each branch's input; `post` its output, before it is added (OLMo 2);
+            `both` (Gemma 2 and 3, GLM-4).
+        branches: `sequential`, the feed-forward layer reads what attention has been added to; `parallel`, both read
+            the block's input, each behind its own norm (Falcon-40B); `parallel_shared_norm`, behind one norm
+            (Falcon-7B).
     """
 
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig()
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    branches: Literal["sequential", "parallel", "parallel_shared_norm"] = "sequential"
+
+    def __post_init__(self) -> None:
+        require(
+            self.branches != "parallel_shared_norm" or self.norm_placement != "post",
+            "branches",
+            self.branches,
+            'norm_placement = "post" leaves no norm of the input to share; use branches = "parallel"',
+        )
+
+
+Family = Literal[
+    "bloom",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "glm",
+    "glm4",
+    "gpt2",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+]
+"""Names of families, as Hugging Face's `model_type` has them (of Gemma 3 the text model)."""
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -150,9 +168,15 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         attention: attention of every block that does not say otherwise.
         mlp: feed-forward layer of every block that does not say otherwise.
         norm: norms of every block that does not say otherwise, and the last one.
+        norm_placement: what each block normalises, where it does not say otherwise; as in a block.
+        branches: how each block's branches are put together, where it does not say otherwise; as in a block.
         prefix: blocks before the repeated part, each a table of what differs (`[{mlp = {d_ff = 4096}}]`).
         period: blocks of one repetition, likewise; empty means one block that differs in nothing.
         tie_embeddings: whether the head is the embedding transposed.
+        learned_positions: rows of a table of positions, added to the embedding (GPT-2: 1,024); 0 means none. No
+            sequence may be longer.
+        embedding_scale: multiplies the embedding, rounded to the compute dtype (Gemma: sqrt(d_model)).
+        embedding_norm: whether the embedding is normalised before the first block (BLOOM).
         final_soft_cap: the head's logits become final_soft_cap tanh(logits / final_soft_cap) (Gemma 2: 30; Gemma Team
             2024, section 2); 0 means none.
         initializer_std: standard deviation of the initial weights, normal, cut at three; the projections back
@@ -160,16 +184,21 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     """
 
     preset: str = ""
-    family: Literal["llama"] = "llama"
+    family: Family = "llama"
     vocab_size: int = 0
     d_model: int
     num_layers: int
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig()
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    branches: Literal["sequential", "parallel", "parallel_shared_norm"] = "sequential"
     prefix: tuple[BlockConfig, ...] = ()
     period: tuple[BlockConfig, ...] = ()
     tie_embeddings: bool = False
+    learned_positions: int = 0
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
     final_soft_cap: float = 0.0
     initializer_std: float = 0.02
 
@@ -189,22 +218,45 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             self.final_soft_cap,
             "use a positive number such as 30, or 0 for none",
         )
+        require(
+            self.learned_positions >= 0, "learned_positions", self.learned_positions, "use 1 or more, or 0 for none"
+        )
+        require(
+            self.embedding_scale > 0, "embedding_scale", self.embedding_scale, "use a positive number, 1 for no scale"
+        )
         require(self.initializer_std > 0, "initializer_std", self.initializer_std, "use a positive number such as 0.02")
         places = [f"prefix.{index}." for index in range(len(self.prefix))]
         places += [f"period.{index}." for index in range(len(self.period))] or [""]
         for place, block in zip(places, self.prefix + self.slots, strict=True):
-            heads = block.attention.num_heads
-            require(
-                block.attention.head_dim > 0 or (self.d_model % heads == 0 and self.d_model // heads % 2 == 0),
-                f"{place}attention.num_heads",
-                heads,
-                f"d_model = {self.d_model} does not split into heads of an even width; set attention.head_dim",
-            )
+            self._check_heads(place, block.attention)
+            self._check_rope(place, block.attention)
+        self._check_rope("", self.attention)
+
+    def _check_heads(self, place: str, attention: AttentionConfig) -> None:
+        """Refuse heads that d_model does not split into, or that rope cannot turn."""
+        heads, turns = attention.num_heads, attention.positions == "rope"
+        require(
+            attention.head_dim > 0 or (self.d_model % heads == 0 and (self.d_model // heads % 2 == 0 or not turns)),
+            f"{place}attention.num_heads",
+            heads,
+            f"d_model = {self.d_model} does not split into heads of {'an even' if turns else 'one'} width; "
+            "set attention.head_dim",
+        )
+
+    def _check_rope(self, place: str, attention: AttentionConfig) -> None:
+        if attention.positions == "rope":
+            attention.rope.check(self.head_dim(attention), f"{place}attention.rope")
 
     @property
     def default_block(self) -> BlockConfig:
-        """The block made of the model's own attention, mlp and norm."""
-        return BlockConfig(attention=self.attention, mlp=self.mlp, norm=self.norm)
+        """The block made of the model's own attention, mlp and norms."""
+        return BlockConfig(
+            attention=self.attention,
+            mlp=self.mlp,
+            norm=self.norm,
+            norm_placement=self.norm_placement,
+            branches=self.branches,
+        )
 
     @property
     def slots(self) -> tuple[BlockConfig, ...]:
@@ -229,3 +281,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     def head_dim(self, attention: AttentionConfig) -> int:
         """Width of a head of the given attention."""
         return attention.head_dim or self.d_model // attention.num_heads
+
+    def query_scale(self, attention: AttentionConfig) -> float:
+        """What the products of queries and keys are multiplied by."""
+        return attention.query_scale or self.head_dim(attention) ** -0.5

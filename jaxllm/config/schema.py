@@ -78,11 +78,15 @@ def kind_of(kinds: list[types.StructType], tag: object) -> types.StructType | No
 
 
 def default_tag(field: types.Field) -> str | None:
-    """The kind of a table that says none: the default's, or the only one; None where the field is no union."""
+    """The kind of a table that says none: the default's, or the first where there is none by default.
+
+    None where the field is no union.
+    """
     kinds = sections_of([field.type])
     if isinstance(field.default, Section):
         kinds = [kind for kind in kinds if isinstance(field.default, kind.cls)]
-    return str(kinds[0].tag) if len(kinds) == 1 and kinds[0].tag is not None else None
+    chosen = kinds[:1] if len(kinds) == 1 or field.default is None else []
+    return str(chosen[0].tag) if chosen and chosen[0].tag is not None else None
 
 
 def fields(kinds: Iterable[types.StructType]) -> dict[str, list[types.Type]]:

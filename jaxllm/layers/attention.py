@@ -14,7 +14,7 @@ import jax
 from jaxllm.config import AttentionConfig, NormConfig
 from jaxllm.layers import kernels
 from jaxllm.layers.largest_logits import largest_logits
-from jaxllm.layers.linear import contract, enter, leave
+from jaxllm.layers.linear import add_bias, contract, enter, leave
 from jaxllm.layers.norm import HeadNorm
 from jaxllm.layers.param import Declaration, Layer, Recipe
 from jaxllm.layers.ring import ring_attention
@@ -23,9 +23,16 @@ from jaxllm.sharding import platform
 
 logger = logging.getLogger("jaxllm")
 
+_BIASES = {
+    "none": (),
+    "qkv": ("query_bias", "key_bias", "value_bias"),
+    "all": ("query_bias", "key_bias", "value_bias", "output_bias"),
+}
+"""Biases by `AttentionConfig.bias`."""
+
 
 class Attention(Layer):
-    """Attention whose projections have no bias."""
+    """Attention; the biases of its projections, if any, are `query_bias`, `key_bias`, `value_bias`, `output_bias`."""
 
     def __init__(
         self,
@@ -38,6 +45,12 @@ class Attention(Layer):
         recipe: Recipe,
     ) -> None:
         heads, kv_heads = config.num_heads, config.kv_heads
+        biases = {
+            "query_bias": Declaration((heads, head_dim), ("heads", "head_dim"), "bias", num_inputs=0),
+            "key_bias": Declaration((kv_heads, head_dim), ("kv_heads", "head_dim"), "bias", num_inputs=0),
+            "value_bias": Declaration((kv_heads, head_dim), ("kv_heads", "head_dim"), "bias", num_inputs=0),
+            "output_bias": Declaration((dim,), ("norm",), "bias", num_inputs=0),
+        }
         super().__init__(
             recipe,
             query=Declaration((dim, heads, head_dim), ("embed", "heads", "head_dim"), "matrix", std=std),
@@ -46,8 +59,9 @@ class Attention(Layer):
             output=Declaration(
                 (heads, head_dim, dim), ("heads", "head_dim", "embed"), "matrix", num_inputs=2, std=residual_std
             ),
+            **{name: biases[name] for name in _BIASES[config.bias]},
         )
-        self.config = config
+        self.config, self.scale = config, config.query_scale or head_dim**-0.5
         if config.qk_norm != "none":
             self.query_norm = HeadNorm(norm, config.qk_norm, (heads, head_dim), "heads", recipe)
             self.key_norm = HeadNorm(norm, config.qk_norm, (kv_heads, head_dim), "kv_heads", recipe)
@@ -58,23 +72,30 @@ class Attention(Layer):
         with jax.named_scope("attention"):
             x_BTD = enter(x_BTD, recipe)
             q_BTNH, k_BTKH = self._queries_and_keys(x_BTD, positions_BT)
-            v_BTKH = contract(x_BTD, self.matrix("value"), ("kv_heads", None), recipe)
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, config.soft_cap)
-            return leave(contract(mixed_BTNH, self.matrix("output"), (None,), recipe, num_inputs=2), recipe)
+            v_BTKH = self._heads(x_BTD, "value", "kv_heads")
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, config.soft_cap, self.scale)
+            y_BTD = leave(contract(mixed_BTNH, self.matrix("output"), (None,), recipe, num_inputs=2), recipe)
+            return add_bias(y_BTD, self.use("output_bias")) if config.bias == "all" else y_BTD
 
     def largest_logits(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """[B, T, D], as `__call__` gets it -> float32[N]: the largest logit of each head, before a soft cap."""
         with jax.named_scope("attention"):
             q_BTNH, k_BTKH = self._queries_and_keys(enter(x_BTD, self.recipe), positions_BT)
-            return largest_logits(q_BTNH, k_BTKH, segments_BT, self.recipe)
+            return largest_logits(q_BTNH, k_BTKH, segments_BT, self.recipe, self.scale)
 
     def _queries_and_keys(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, T, D], entered -> [B, T, N, H] and [B, T, K, H], as scores are made of them."""
-        q_BTNH = contract(x_BTD, self.matrix("query"), ("heads", None), self.recipe)
-        k_BTKH = contract(x_BTD, self.matrix("key"), ("kv_heads", None), self.recipe)
+        q_BTNH, k_BTKH = self._heads(x_BTD, "query", "heads"), self._heads(x_BTD, "key", "kv_heads")
         if self.config.qk_norm != "none":
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        if self.config.positions != "rope":
+            return q_BTNH, k_BTKH
         return rotate(q_BTNH, positions_BT, self.config.rope), rotate(k_BTKH, positions_BT, self.config.rope)
+
+    def _heads(self, x_BTD: jax.Array, name: str, heads: str) -> jax.Array:
+        """A projection that lies over tensor by heads: [B, T, N, H]."""
+        y_BTNH = contract(x_BTD, self.matrix(name), (heads, None), self.recipe)
+        return y_BTNH if self.config.bias == "none" else add_bias(y_BTNH, self.use(f"{name}_bias"))
 
 
 def attend(
@@ -85,6 +106,7 @@ def attend(
     kernel: str,
     recipe: Recipe,
     cap: float = 0.0,
+    scale: float = 0.0,
 ) -> jax.Array:
     """Causal attention within segments: [B, T, N, H]; a shared sequence comes in head-tail order (see `context`).
 
@@ -96,6 +118,7 @@ def attend(
         kernel: as in `AttentionConfig.kernel`.
         recipe: rules of the mesh.
         cap: soft cap of the logits; 0 means none.
+        scale: multiplies the products of queries and keys; 0 means H^-0.5.
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
@@ -104,7 +127,7 @@ def attend(
     context = jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
     name = choose(kernel, platform(), q_BTNH.shape[1], q_BTNH.shape[3], str(q_BTNH.dtype), context, cap)
     compute = functools.partial(ring_attention, kernel=name, axis=axis) if axis else kernels.KERNELS[name]
-    compute = functools.partial(compute, scoring=kernels.Scoring(q_BTNH.shape[3] ** -0.5, cap))
+    compute = functools.partial(compute, scoring=kernels.Scoring(scale or q_BTNH.shape[3] ** -0.5, cap))
     with jax.named_scope(name):
         heads = recipe.rules.activation("batch", "sequence", "heads", None)
         rows = recipe.rules.activation("batch", "sequence")

@@ -1,4 +1,4 @@
-"""Token embedding and the head that reads it back.
+"""Token embedding, the head that reads it back, and a table of learned positions.
 
 With the vocabulary sharded, each device looks up the tokens of its own share and the results are summed; the head's
 logits lie over the mesh by vocabulary.
@@ -96,6 +96,20 @@ def _look_up_share(
         found_BTD = jax.lax.psum_scatter(found_BTD, scattered, scatter_dimension=1, tiled=True)
     summed = tuple(axis for axis in axes if axis not in scattered)
     return jax.lax.psum(found_BTD, summed) if summed else found_BTD
+
+
+class Positions(Layer):
+    """A row of the table a position (Radford et al. 2019, GPT-2)."""
+
+    def __init__(self, num: int, dim: int, std: float, recipe: Recipe) -> None:
+        super().__init__(recipe, table=Declaration((num, dim), ("positions", "embed"), "embedding", std=std))
+
+    def __call__(self, positions_BT: jax.Array) -> jax.Array:
+        """int[B, T] -> [B, T, D] in the compute dtype, laid as the residual stream lies."""
+        rules = self.recipe.rules
+        with jax.named_scope("positions"):
+            rows_BT = jax.reshard(positions_BT, rules.activation("batch", "residual"))
+            return _look_up(self.use("table"), rows_BT, rules.activation("batch", "residual", None))
 
 
 class Head(Layer):

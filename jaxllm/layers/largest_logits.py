@@ -1,6 +1,6 @@
 """The largest attention logit of each head, which kernels that never hold all scores do not tell.
 
-    S_n = max of q_tn k_sn / sqrt(H), over samples and the pairs that attention sees: s <= t in one segment
+    S_n = max of scale * q_tn k_sn, over samples and the pairs that attention sees: s <= t in one segment
 
 It is the logit before a soft cap. One sample and one block of queries at a time meets all keys that the device holds,
 so that of the scores [N, C, S] exist. Over context the keys travel around the ring, and every device compares them
@@ -24,7 +24,9 @@ type _Held = tuple[jax.Array, jax.Array, jax.Array]
 """Keys [B, S, K, H], their segments [B, S] and their places in the sequence [S]."""
 
 
-def largest_logits(q_BTNH: jax.Array, k_BTKH: jax.Array, segments_BT: jax.Array, recipe: Recipe) -> jax.Array:
+def largest_logits(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, segments_BT: jax.Array, recipe: Recipe, scale: float
+) -> jax.Array:
     """float32[N], the same on all devices; NaN if a score is.
 
     Args:
@@ -32,11 +34,12 @@ def largest_logits(q_BTNH: jax.Array, k_BTKH: jax.Array, segments_BT: jax.Array,
         k_BTKH: keys.
         segments_BT: document of each position.
         recipe: rules of the mesh.
+        scale: multiplies the products.
     """
     rules = recipe.rules
     heads = rules.activation("batch", "sequence", "heads", None)
     rows = rules.activation("batch", "sequence")
-    compute = functools.partial(_of_a_share, axis=rules.ring)
+    compute = functools.partial(_of_a_share, axis=rules.ring, scale=scale)
     with jax.named_scope("largest_logits"):
         most_BMN = jax.shard_map(
             compute, in_specs=(heads, heads, rows), out_specs=rules.activation("batch", "sequence", "heads")
@@ -44,11 +47,11 @@ def largest_logits(q_BTNH: jax.Array, k_BTKH: jax.Array, segments_BT: jax.Array,
         return jax.reshard(jnp.max(most_BMN, axis=(0, 1)), PartitionSpec(None))
 
 
-def _of_a_share(q_BTNH: jax.Array, k_BSKH: jax.Array, segments_BT: jax.Array, axis: str) -> jax.Array:
+def _of_a_share(q_BTNH: jax.Array, k_BSKH: jax.Array, segments_BT: jax.Array, axis: str, scale: float) -> jax.Array:
     """float32[B, T / C, N] of one device: the largest logit of each sample, block of queries and head."""
     places_T = _places(q_BTNH.shape[1], axis)
     held = k_BSKH, segments_BT, places_T
-    most_BMN = _against(q_BTNH, segments_BT, places_T, held)
+    most_BMN = _against(q_BTNH, segments_BT, places_T, held, scale)
     if not axis:
         return most_BMN
     num = jax.lax.axis_size(axis)
@@ -56,7 +59,7 @@ def _of_a_share(q_BTNH: jax.Array, k_BSKH: jax.Array, segments_BT: jax.Array, ax
     def step(carry: tuple[_Held, jax.Array], _: None) -> tuple[tuple[_Held, jax.Array], None]:
         held, most_BMN = carry
         held = jax.lax.ppermute(held, axis, [(i, (i + 1) % num) for i in range(num)])
-        return (held, jnp.maximum(most_BMN, _against(q_BTNH, segments_BT, places_T, held))), None
+        return (held, jnp.maximum(most_BMN, _against(q_BTNH, segments_BT, places_T, held, scale))), None
 
     (_, most_BMN), _ = jax.lax.scan(step, (held, most_BMN), length=num - 1)
     return most_BMN
@@ -71,10 +74,10 @@ def _places(length: int, axis: str) -> jax.Array:
     return jnp.concatenate([device * chunk + inside, (last - device) * chunk + inside])
 
 
-def _against(q_BTNH: jax.Array, segments_BT: jax.Array, places_T: jax.Array, held: _Held) -> jax.Array:
+def _against(q_BTNH: jax.Array, segments_BT: jax.Array, places_T: jax.Array, held: _Held, scale: float) -> jax.Array:
     """float32[B, T / C, N]; -inf where a block of queries sees none of these keys."""
     k_BSKH, key_segments_BS, key_places_S = held
-    length, num_heads, head_dim = q_BTNH.shape[1:]
+    length, num_heads = q_BTNH.shape[1:3]
     num = -(-length // _BLOCK)
     rest = num * _BLOCK - length
     # queries that fill up the last block see no key: segments are not negative
@@ -90,9 +93,9 @@ def _against(q_BTNH: jax.Array, segments_BT: jax.Array, places_T: jax.Array, hel
             products_KGCS = jnp.einsum("ckgh,skh->kgcs", q_CKGH, k_SKH, preferred_element_type=jnp.float32)
             seen_CS = (segments_C[:, None] == key_segments_S[None]) & (places_C[:, None] >= key_places_S[None])
             most_KG = jnp.max(jnp.where(seen_CS[None, None], products_KGCS, -jnp.inf), axis=(2, 3))
-            return most_KG.reshape(num_heads) * head_dim**-0.5
+            return most_KG.reshape(num_heads) * scale
 
-        q_MCKGH = q_TNH.reshape(num, _BLOCK, k_SKH.shape[1], -1, head_dim)
+        q_MCKGH = q_TNH.reshape(num, _BLOCK, k_SKH.shape[1], -1, q_TNH.shape[2])
         return jax.lax.map(of_a_block, (q_MCKGH, segments_T.reshape(num, _BLOCK), places_MC))
 
     return jax.lax.map(of_a_sample, (q_BTNH, segments_BT, k_BSKH, key_segments_BS))

@@ -93,6 +93,43 @@ def _plain(x: jax.Array) -> jax.Array:
     return jax.reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec.partitions))
 
 
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y[B, T, outputs...] + bias[outputs...] in y's dtype; of a partial sum, behind `leave`.
+
+    Its gradient is written out, as partial sums over the tokens of each device (see `norm`).
+    """
+    plain = jax.reshard(bias, PartitionSpec(*jax.typeof(bias).sharding.spec.partitions))
+    return y + jnp.expand_dims(plain.astype(y.dtype), (0, 1))
+
+
+def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return dy, sum_over_tokens(dy, bias)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def sum_over_tokens(dy: jax.Array, bias: jax.Array) -> jax.Array:
+    """A bias's gradient: dy[B, T, ...] summed over tokens in float32, partial sums as the bias's type asks for."""
+    spec = jax.typeof(bias).sharding.spec
+    laid = PartitionSpec(*spec.partitions, unreduced=spec.reduced)
+    return jax.lax.reduce_sum(pinned(dy).astype(jnp.float32), axes=(0, 1), out_sharding=laid).astype(bias.dtype)
+
+
+def pinned(dy: jax.Array) -> jax.Array:
+    """A gradient laid as its type says.
+
+    One that comes straight out of a loop's carry need not be: the partitioner may lay it otherwise, and partial sums
+    over it are then counted more than once (seen with jax 0.12, over context and tensor together).
+    """
+    return jax.reshard(dy, jax.typeof(dy).sharding.spec)
+
+
 def weight_gradient(x_BTD: jax.Array, dy_BTF: jax.Array, spec: PartitionSpec, recipe: Recipe) -> jax.Array:
     """float32[D, F], x^T dy summed over the tokens of a device, for gradients that are written out.
 

@@ -40,7 +40,7 @@ def activity(model: Decoder, batch: Mapping[str, jax.Array]) -> dict[str, Activi
         batch: int32[B, T] each, as a step gets them.
     """
     batch = balance({name: batch[name] for name in ("tokens", "positions", "segments")}, model.recipe.rules)
-    x_BTD, sees = model.embed(batch["tokens"]), (batch["positions"], batch["segments"])
+    x_BTD, sees = model.embed(batch["tokens"], batch["positions"]), (batch["positions"], batch["segments"])
     if model.recipe.rules.staged:
         return _by_slot(PERIOD, _through_stages(list(model.period), x_BTD, *sees))
     found: dict[str, Activity] = {}
@@ -82,7 +82,7 @@ def _run_slots(
     """The blocks of one repetition. The compiler makes queries and keys once for the block and for their largest."""
     seen: list[Activity] = []
     for block in slots:
-        logits_N = block.attention.largest_logits(block.attention_norm(x_BTD), positions_BT, segments_BT)
+        logits_N = block.attention.largest_logits(block.attention_input(x_BTD), positions_BT, segments_BT)
         x_BTD = block(x_BTD, positions_BT, segments_BT)
         wide_BTD = x_BTD.astype(jnp.float32)
         seen.append(Activity(jnp.mean(jnp.square(wide_BTD)), jnp.max(jnp.abs(wide_BTD)), logits_N))

@@ -1,8 +1,12 @@
 """The one decoder: embedding, prefix + period x repeats + remainder of blocks, norm, head.
 
     x = embed(tokens)
-    x = x + attention(norm(x));  x = x + mlp(norm(x))      in each block (pre-norm, Touvron et al. 2023)
+    x = x + attention(norm(x));  x = x + mlp(norm(x))      in each block
     logits = norm(x) head
+
+So it is with norms of each branch's input (Touvron et al. 2023) and branches one behind the other. Norms of the output
+stand outside, x + norm(attention(x)) (OLMo 2, OLMo et al. 2024, section 3.2), or on both sides (Gemma 2). Parallel
+branches both read the block's input, x + attention(norm(x)) + mlp(norm(x)) (Wang and Komatsuzaki 2021; Falcon).
 
 Modules are declarations: a `Decoder` is built of values only, and `merge` puts arrays in the place of its parameters.
 The blocks of one slot of the period are stacked in one array and run by one `lax.scan` over the repeats.
@@ -16,13 +20,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import BlockConfig, ModelConfig, NormConfig
 from jaxllm.layers.attention import Attention
 from jaxllm.layers.context import balance, restore
-from jaxllm.layers.embed import Embedding, Head, logits
+from jaxllm.layers.embed import Embedding, Head, Positions, logits
 from jaxllm.layers.linear import PRODUCT
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import Norm
@@ -36,22 +41,39 @@ PERIOD = "period"
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward layer, each behind its norm and added to the residual stream."""
+    """Attention and feed-forward layer, each normalised and added to the residual stream."""
 
     def __init__(self, model: ModelConfig, config: BlockConfig, recipe: Recipe) -> None:
         std = model.initializer_std
         residual_std = std / (2 * model.num_layers) ** 0.5
         head_dim = model.head_dim(config.attention)
-        self.attention_norm = Norm(config.norm, model.d_model, recipe)
+        self.pre, self.post = config.norm_placement != "post", config.norm_placement != "pre"
+        self.parallel, self.shared = config.branches != "sequential", config.branches == "parallel_shared_norm"
         self.attention = Attention(config.attention, config.norm, model.d_model, head_dim, std, residual_std, recipe)
-        self.mlp_norm = Norm(config.norm, model.d_model, recipe)
         self.mlp = MLP(config.mlp, model.d_model, std, residual_std, recipe)
+        if self.pre:
+            self.attention_norm = Norm(config.norm, model.d_model, recipe)
+        if self.pre and not self.shared:
+            self.mlp_norm = Norm(config.norm, model.d_model, recipe)
+        if self.post:
+            self.attention_post_norm = Norm(config.norm, model.d_model, recipe)
+            self.mlp_post_norm = Norm(config.norm, model.d_model, recipe)
 
     def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        read_BTD = self.attention_input(x_BTD)
+        attended_BTD = self.attention(read_BTD, positions_BT, segments_BT)
+        after_BTD = x_BTD + (self.attention_post_norm(attended_BTD) if self.post else attended_BTD)
+        if not self.shared:
+            read_BTD = x_BTD if self.parallel else after_BTD
+            read_BTD = self.mlp_norm(read_BTD) if self.pre else read_BTD
+        made_BTD = self.mlp(read_BTD)
+        return after_BTD + (self.mlp_post_norm(made_BTD) if self.post else made_BTD)
+
+    def attention_input(self, x_BTD: jax.Array) -> jax.Array:
+        """What attention reads of the block's input: [B, T, D] -> [B, T, D]."""
+        return self.attention_norm(x_BTD) if self.pre else x_BTD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +105,10 @@ class Decoder(nnx.Module):
         self.config, self.recipe, self.remat, self.unroll = config, recipe, remat, unroll
         std = config.initializer_std
         self.embedding = Embedding(config.vocab_size, config.d_model, std, recipe)
+        if config.learned_positions:
+            self.positions = Positions(config.learned_positions, config.d_model, std, recipe)
+        if config.embedding_norm:
+            self.embedding_norm = Norm(config.norm, config.d_model, recipe)
         self.prefix = _stacks(config, config.prefix, 1, recipe)
         self.period = _stacks(config, config.slots if config.num_repeats else (), config.num_repeats, recipe)
         self.remainder = _stacks(config, config.remainder, 1, recipe)
@@ -90,9 +116,14 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.head = Head(config.vocab_size, config.d_model, std, recipe)
 
-    def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        """int[B, T] -> [B, T, D]."""
-        return self.embedding(tokens_BT)
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """int[B, T] each -> [B, T, D]: what the first block reads."""
+        config, x_BTD = self.config, self.embedding(tokens_BT)
+        if config.embedding_scale != 1:
+            x_BTD = x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
+        if config.learned_positions:
+            x_BTD = x_BTD + self.positions(positions_BT)
+        return self.embedding_norm(x_BTD) if config.embedding_norm else x_BTD
 
     def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """All blocks, first to last: [B, T, D] -> [B, T, D]; over context, in head-tail order (see layers/context)."""
@@ -141,7 +172,7 @@ class Decoder(nnx.Module):
             segments_BT = tokens_BT * 0 + 1
         rules = self.recipe.rules
         batch = balance({"tokens": tokens_BT, "positions": positions_BT, "segments": segments_BT}, rules)
-        x_BTD = self.blocks(self.embed(batch["tokens"]), batch["positions"], batch["segments"])
+        x_BTD = self.blocks(self.embed(batch["tokens"], batch["positions"]), batch["positions"], batch["segments"])
         x_BTD = jax.reshard(self.final(x_BTD), rules.activation("batch", "sequence", None))
         logits_BTV = logits(x_BTD, self.head_weight(), self.recipe, self.config.final_soft_cap)
         return Output(restore(logits_BTV, rules))

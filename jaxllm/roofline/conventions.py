@@ -19,7 +19,7 @@ Sources: the codes' own, as of August 2026, named at each convention; the book, 
 """
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -133,11 +133,14 @@ class Counted:
         Raises:
             ValueError: the vocabulary is not known yet.
         """
+        count, windows = parameters(model), tuple(block.attention.window for block in model.blocks)
         return Counted(
-            parameters=parameters(model),
+            parameters=replace(count, positions=0),
             d_model=model.d_model,
             vocab_size=vocabulary(model),
             widths=tuple(block.attention.num_heads * model.head_dim(block.attention) for block in model.blocks),
+            windows=windows if any(windows) else (),
+            positions=count.positions,
             tied=model.tie_embeddings,
         )
 

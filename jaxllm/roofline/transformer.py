@@ -3,9 +3,11 @@
     D d_model   F d_ff   V vocabulary   L blocks   N query heads   K key-value heads   H width of a head
     T tokens of a sequence
 
-Parameters of a block: attention 2 D (N + K) H, gated feed-forward 3 D F, two norms 2 D; norms of queries and keys, if
-any, 2 H over each head or (N + K) H over the projection. Beside the blocks: the embedding V D, the head V D unless it
-is the embedding transposed, the last norm D.
+Parameters of a block: attention 2 D (N + K) H, feed-forward 3 D F, or 2 D F without a gate; its norms D each, two of
+them where branches are normalised on one side; norms of queries and keys, if any, 2 H over each head or (N + K) H over
+the projection. Biases: of queries, keys and values (N + 2 K) H, of the output D; of the feed-forward layer 2 F + D, or
+F + D; of a LayerNorm D. Beside the blocks: the embedding V D, learned positions, the head V D unless it is the
+embedding transposed, the last norm D and perhaps one of the embedding.
 
 FLOPs: a matrix product does 2 a parameter and token forward and 4 backward, 6 in training. Attention's two products
 (queries with keys, weights with values) do 2 x 2 T N H a token and block forward, 12 T N H in training, over the full
@@ -18,7 +20,7 @@ Sources: the book, chapter 4 ("All the transformer math you need to know"); Chow
 
 from dataclasses import dataclass
 
-from jaxllm.config import BlockConfig, ModelConfig
+from jaxllm.config import BlockConfig, ModelConfig, NormConfig
 from jaxllm.config.base import require
 from jaxllm.roofline.attention import pair_flops
 from jaxllm.roofline.counts import attention_parameters, mlp_parameters
@@ -34,6 +36,8 @@ class ParameterCount:
         attention: the matrices of attention, all blocks together.
         mlp: the matrices of the feed-forward layers, all blocks together.
         norm: the scales of all norms.
+        bias: all biases, those of norms included.
+        positions: the table of learned positions.
     """
 
     embedding: int = 0
@@ -41,11 +45,13 @@ class ParameterCount:
     attention: int = 0
     mlp: int = 0
     norm: int = 0
+    bias: int = 0
+    positions: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.embedding + self.head + self.attention + self.mlp + self.norm
+        return self.embedding + self.head + self.attention + self.mlp + self.norm + self.bias + self.positions
 
     @property
     def active(self) -> int:
@@ -59,6 +65,8 @@ class ParameterCount:
             attention=self.attention + other.attention,
             mlp=self.mlp + other.mlp,
             norm=self.norm + other.norm,
+            bias=self.bias + other.bias,
+            positions=self.positions + other.positions,
         )
 
 
@@ -75,16 +83,26 @@ def vocabulary(model: ModelConfig) -> int:
 def block_parameters(model: ModelConfig, block: BlockConfig) -> ParameterCount:
     """Parameters of one block: attention 2 D (N + K) H, feed-forward 3 D F, norms 2 D (the book, chapter 4).
 
-    With them the norms of queries and keys: 2 H or (N + K) H.
+    With them what the module's docstring adds: norms on both sides, norms of queries and keys, biases.
     """
-    attention, head_dim = block.attention, model.head_dim(block.attention)
+    attention, mlp, head_dim = block.attention, block.mlp, model.head_dim(block.attention)
     heads = attention.num_heads + attention.kv_heads
     normalised = {"none": 0, "head": 2, "projection": heads}[attention.qk_norm]
+    num_norms = {"pre": 2, "post": 2, "both": 4}[block.norm_placement] - (block.branches == "parallel_shared_norm")
+    qkv = (heads + attention.kv_heads) * head_dim
+    biases = {"none": 0, "qkv": qkv, "all": qkv + model.d_model}[attention.bias]
+    if mlp.bias:
+        biases += (2 if mlp.gated else 1) * mlp.d_ff + model.d_model
     return ParameterCount(
         attention=attention_parameters(model.d_model, attention.num_heads, attention.kv_heads, head_dim),
-        mlp=mlp_parameters(model.d_model, block.mlp.d_ff),
-        norm=2 * model.d_model + normalised * head_dim,
+        mlp=mlp_parameters(model.d_model, mlp.d_ff, gated=mlp.gated),
+        norm=num_norms * model.d_model + normalised * head_dim,
+        bias=biases + num_norms * _norm_bias(model, block.norm),
     )
+
+
+def _norm_bias(model: ModelConfig, norm: NormConfig) -> int:
+    return model.d_model if norm.kind == "layer" else 0
 
 
 def parameters(model: ModelConfig) -> ParameterCount:
@@ -93,8 +111,14 @@ def parameters(model: ModelConfig) -> ParameterCount:
     Raises:
         ValueError: the vocabulary is not known yet.
     """
-    rows = vocabulary(model) * model.d_model
-    ends = ParameterCount(embedding=rows, head=0 if model.tie_embeddings else rows, norm=model.d_model)
+    rows, num_norms = vocabulary(model) * model.d_model, 2 if model.embedding_norm else 1
+    ends = ParameterCount(
+        embedding=rows,
+        head=0 if model.tie_embeddings else rows,
+        norm=num_norms * model.d_model,
+        bias=num_norms * _norm_bias(model, model.norm),
+        positions=model.learned_positions * model.d_model,
+    )
     return sum((block_parameters(model, block) for block in model.blocks), start=ends)
 
 

@@ -79,7 +79,7 @@ def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -
     """
     model = merge(decoder, params)
     batch = balance(batch, decoder.recipe.rules)
-    x_BTD = model.blocks(model.embed(batch["tokens"]), batch["positions"], batch["segments"])
+    x_BTD = model.blocks(model.embed(batch["tokens"], batch["positions"]), batch["positions"], batch["segments"])
     return next_token_loss(decoder, params, x_BTD, batch, config)
 
 
@@ -129,7 +129,7 @@ def pretrain_parts(decoder: Decoder, config: LossConfig) -> Parts:
         return model.repeats(list(model.period), x_BTD, positions_BT, segments_BT)
 
     return Parts(
-        begin=lambda ends, batch: merge(decoder, ends).embed(batch["tokens"]),
+        begin=lambda ends, batch: merge(decoder, ends).embed(batch["tokens"], batch["positions"]),
         stage=stage,
         end=lambda ends, x_BTD, batch: next_token_loss(decoder, ends, x_BTD, batch, config),
     )

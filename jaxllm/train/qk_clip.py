@@ -6,9 +6,10 @@ c = min(1, threshold / S), behind the update
     query weights c^(1/2),  key weights c^(1/2)     of a head with keys of its own
     query weights c                                 of heads that share keys (grouped queries)
 
-Logits are products of the two, so either way S becomes the threshold. A shared key stays as it is: scaled for one head
-it would change the logits of all heads of its group. (The paper does so with the one key that the heads of its latent
-attention share.) Moments stay too. An S that is not finite tells nothing, and clips nothing.
+and likewise their biases. Logits are products of the two, so either way S becomes the threshold. A shared key stays as
+it is: scaled for one head it would change the logits of all heads of its group. (The paper does so with the one key
+that the heads of its latent attention share.) Moments stay too. An S that is not finite tells nothing, and clips
+nothing.
 
 R repeats of a slot, N query heads.
 """
@@ -44,7 +45,8 @@ def make_qk_clip(
             num_clipped += jnp.sum(too_large_RN)
             attention = model.blocks[layer_numbers(model, f"{slot}.")[0]].attention
             shared = attention.kv_heads < attention.num_heads
-            for name in ("query",) if shared else ("query", "key"):
+            clipped = ("query",) if shared else ("query", "key")
+            for name in (*clipped, *(f"{matrix}_bias" for matrix in clipped if attention.bias != "none")):
                 path = f"{slot}.attention.{name}"
                 params[path] = _scale_heads(params[path], factor_RN if shared else jnp.sqrt(factor_RN))
         return dataclasses.replace(state, params=nest(params)), {QK_CLIPPED: num_clipped}
@@ -52,7 +54,10 @@ def make_qk_clip(
     return clip
 
 
-def _scale_heads(weight_RDNH: jax.Array, factor_RN: jax.Array) -> jax.Array:
-    repeats, _, heads, _ = jax.typeof(weight_RDNH).sharding.spec.partitions
-    factor_R1N1 = jax.reshard(factor_RN[:, None, :, None], PartitionSpec(repeats, None, heads, None))
-    return (weight_RDNH * factor_R1N1).astype(weight_RDNH.dtype)
+def _scale_heads(weight: jax.Array, factor_RN: jax.Array) -> jax.Array:
+    """A weight [R, D, N, H] or a bias [R, N, H], head by head."""
+    partitions = jax.typeof(weight).sharding.spec.partitions
+    between = tuple(range(1, weight.ndim - 2))
+    factor = jnp.expand_dims(factor_RN, (*between, weight.ndim - 1))
+    laid = PartitionSpec(partitions[0], *(None for _ in between), partitions[-2], None)
+    return (weight * jax.reshard(factor, laid)).astype(weight.dtype)

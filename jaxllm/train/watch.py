@@ -42,11 +42,13 @@ type Logits = dict[str, jax.Array]
 
 
 def group_of(name: str, declaration: Declaration) -> str:
-    """The group of a parameter of a dotted name: `period.0.mlp.up` -> mlp; every norm's scale -> norms."""
+    """The group of a parameter of a dotted name: `period.0.mlp.up` -> mlp; every norm's scale and bias -> norms."""
     match declaration.role:
         case "embedding" | "head":
             return declaration.role
         case "norm":
+            return "norms"
+        case "bias" if name.rpartition(".")[0].endswith("norm"):
             return "norms"
     return canonical_name(name).removeprefix("layers.").partition(".")[0]
 

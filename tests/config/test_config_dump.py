@@ -44,7 +44,12 @@ def test_a_resolved_experiment_loads_again_to_an_equal_one(smallest, tmp_path, o
 def test_a_resolved_experiment_has_every_field(smallest):
     tree = resolved(load(smallest))
     assert tree["mesh"]["fsdp"] == -1
-    assert tree["model"]["attention"]["rope"] == {"theta": 10000.0, "scaling": "none"}
+    assert tree["model"]["attention"]["rope"] == {
+        "theta": 10000.0,
+        "fraction": 1.0,
+        "interleaved": False,
+        "scaling": "none",
+    }
     assert tree["optim"]["optimizer"]["type"] == "adamw"
     assert list(tree) == list(config.Experiment.__struct_fields__)
 

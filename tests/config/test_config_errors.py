@@ -98,8 +98,9 @@ def sentence(*arguments, **keywords) -> str:
             'optim.optimizer.type = "adam": expected one of "adamw", "muon"; did you mean "adamw"?',
         ),
         (
-            {"model.attention.rope.scaling.type": "yarn"},
-            'model.attention.rope.scaling.type = "yarn": expected "llama3"',
+            {"model.attention.rope.scaling.type": "ntk"},
+            'model.attention.rope.scaling.type = "ntk": '
+            'expected one of "llama3", "linear", "dynamic", "yarn", "longrope"',
         ),
         # what the sections themselves refuse
         ({"mesh.tensor": 0}, "mesh.tensor = 0: use a positive number, or -1 for whatever devices are left"),

@@ -1,6 +1,6 @@
 """Every field of the schema, broken in every way that its type allows: one sentence each, and it names the field.
 
-The broken configs are made from the schema and from three experiments that have every kind of every union between them,
+The broken configs are made from the schema and from five experiments that have every kind of every union between them,
 so a new field or kind is covered, or fails here, without a line added.
 """
 
@@ -31,6 +31,7 @@ KINDS = (
         "optim.optimizer.type": "muon",
         "guard.policy.type": "falcon",
         "optim.qk_clip.threshold": 50.0,
+        "model.attention.rope.scaling": {"type": "yarn", "factor": 4.0, "original_max_positions": 64},
     },
     {
         "data.tokenizer.type": "bytes",
@@ -38,9 +39,21 @@ KINDS = (
         "run.init_from": "base",
         "tune.lora.rank": 4,
         "guard.policy.type": "replay",
+        "model.attention.rope.scaling": {"type": "dynamic", "factor": 4.0, "original_max_positions": 64},
     },
-    {"guard.policy.type": "ladder"},
-    {"guard.policy.type": "off", "guard.drop": False, "guard.follow": "runs/other"},
+    {"guard.policy.type": "ladder", "model.attention.rope.scaling": {"type": "linear", "factor": 4.0}},
+    {
+        "guard.policy.type": "off",
+        "guard.drop": False,
+        "guard.follow": "runs/other",
+        "model.attention.rope.fraction": 0.25,
+        "model.attention.rope.scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.5],
+            "long_factor": [1.0, 4.0],
+            "original_max_positions": 64,
+        },
+    },
 )
 
 OUT_OF_RANGE = -7
