@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.config import BlockConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
+from jaxllm.config import (
+    BlockConfig,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+    RopeConfig,
+    YarnScaling,
+)
 
 Layers = list[dict[str, jax.Array]]
 Arrays = dict[str, Any]
@@ -40,31 +51,96 @@ def flat(tree: Arrays, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def wavelengths(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Tokens of a full turn, float64[H / 2], as the Llama 3.1 release computes them, case by case."""
-    waves = np.array([2 * np.pi * rope.theta ** (2 * pair / head_dim) for pair in range(head_dim // 2)])
-    if rope.scaling is None:
-        return waves
-    scaling, scaled = rope.scaling, []
-    for wave in waves:
-        if wave < scaling.original_max_positions / scaling.high_freq_factor:
-            scaled.append(wave)
-        elif wave > scaling.original_max_positions / scaling.low_freq_factor:
-            scaled.append(wave * scaling.factor)
-        else:
-            smooth = (scaling.original_max_positions / wave - scaling.low_freq_factor) / (
-                scaling.high_freq_factor - scaling.low_freq_factor
-            )
-            scaled.append(1 / ((1 - smooth) / (scaling.factor * wave) + smooth / wave))
-    return np.array(scaled)
+def wavelengths(rope: RopeConfig, dims: int, longest: int = 0) -> np.ndarray:
+    """Tokens of a full turn, float64[R / 2], feature by feature and case by case, as the releases' codes have them."""
+    theta, scaling = rope.theta, rope.scaling
+    if isinstance(scaling, DynamicScaling):
+        times = max(longest, scaling.original_max_positions) / scaling.original_max_positions
+        theta *= (scaling.factor * times - (scaling.factor - 1)) ** (dims / (dims - 2))
+    waves = [2 * np.pi * theta ** (2 * pair / dims) for pair in range(dims // 2)]
+    if isinstance(scaling, LinearScaling):
+        return np.array([wave * scaling.factor for wave in waves])
+    if isinstance(scaling, LongRopeScaling):
+        is_long = longest > scaling.original_max_positions
+        each = scaling.long_factor if is_long else scaling.short_factor
+        return np.array([wave * factor for wave, factor in zip(waves, each, strict=True)])
+    if isinstance(scaling, YarnScaling):
+        return np.array([1 / stretched(1 / wave, pair, waves, scaling) for pair, wave in enumerate(waves)])
+    if isinstance(scaling, Llama3Scaling):
+        return np.array([_llama3(wave, scaling) for wave in waves])
+    return np.array(waves)
+
+
+def stretched(frequency: float, pair: int, waves: list[float], scaling: YarnScaling) -> float:
+    """YaRN: by where a pair lies between those that turn beta_fast and beta_slow times."""
+    # the pair, not a whole one, whose wave is so long; waves grow by one ratio from pair to pair
+    ends = [
+        np.log(scaling.original_max_positions / turns / waves[0]) / np.log(waves[1] / waves[0])
+        for turns in (scaling.beta_fast, scaling.beta_slow)
+    ]
+    low, high = (np.floor(ends[0]), np.ceil(ends[1])) if scaling.truncate else ends
+    low, high = max(low, 0), min(high, 2 * len(waves) - 1)
+    if pair <= low:
+        return frequency
+    if pair >= high:
+        return frequency / scaling.factor
+    share = (pair - low) / (high - low)
+    return (1 - share) * frequency + share * frequency / scaling.factor
+
+
+def _llama3(wave: float, scaling: Llama3Scaling) -> float:
+    if wave < scaling.original_max_positions / scaling.high_freq_factor:
+        return wave
+    if wave > scaling.original_max_positions / scaling.low_freq_factor:
+        return wave * scaling.factor
+    smooth = (scaling.original_max_positions / wave - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    return 1 / ((1 - smooth) / (scaling.factor * wave) + smooth / wave)
+
+
+def growth(rope: RopeConfig) -> float:
+    """What turned features are longer by."""
+    scaling = rope.scaling
+    if isinstance(scaling, YarnScaling):
+        return scaling.attention_factor or 0.1 * np.log(scaling.factor) + 1
+    if isinstance(scaling, LongRopeScaling):
+        plain = np.sqrt(1 + np.log(scaling.factor) / np.log(scaling.original_max_positions))
+        return scaling.attention_factor or plain
+    return 1.0
 
 
 def turn(x_BTNH: jax.Array, positions_BT: np.ndarray, rope: RopeConfig) -> jax.Array:
     """Pairs of features as complex numbers, multiplied by exp(2 pi i position / wavelength)."""
-    half = x_BTNH.shape[-1] // 2
-    angles = 2 * np.pi * positions_BT[:, :, None, None] / wavelengths(rope, 2 * half)[None, None, None, :]
-    turned = jax.lax.complex(x_BTNH[..., :half], x_BTNH[..., half:]) * np.exp(1j * angles).astype(np.complex64)
-    return jnp.concatenate([turned.real, turned.imag], axis=-1)
+    dims = int(rope.fraction * x_BTNH.shape[-1])
+    waves = wavelengths(rope, dims, int(positions_BT.max()) + 1)
+    factors = growth(rope) * np.exp(2j * np.pi * positions_BT[:, :, None, None] / waves[None, None, None, :])
+    turning, still = x_BTNH[..., :dims], x_BTNH[..., dims:]
+    order = np.arange(dims).reshape(-1, 2).T if rope.interleaved else np.arange(dims).reshape(2, -1)
+    turned = jax.lax.complex(turning[..., order[0]], turning[..., order[1]]) * factors.astype(np.complex64)
+    for half, part in zip(order, (turned.real, turned.imag), strict=True):
+        turning = turning.at[..., half].set(part)
+    return jnp.concatenate([turning, still], axis=-1)
+
+
+def slopes(heads: int) -> list[float]:
+    """ALiBi's, by the recursion of the paper's code."""
+    if heads & (heads - 1) == 0:
+        return [2 ** (-8 * (head + 1) / heads) for head in range(heads)]
+    whole = 1
+    while 2 * whole < heads:
+        whole *= 2
+    return slopes(whole) + slopes(2 * whole)[0::2][: heads - whole]
+
+
+def alibi(kind: str, heads: int, head_dim: int, positions: np.ndarray) -> np.ndarray:
+    """What is added to the scores of each head and key, float32[B, N, 1, S]."""
+    places, each = positions[:, None, None, :].astype(np.float32), np.array(slopes(heads), np.float32)[:, None, None]
+    if kind == "alibi":
+        return each[None] * places
+    low = jnp.bfloat16.dtype
+    rounded = (each.astype(low)[None].astype(np.float32) * places.astype(low).astype(np.float32)).astype(low)
+    return rounded.astype(np.float32) / np.float32(np.sqrt(head_dim))
 
 
 def normalise(x: jax.Array, scale: jax.Array, epsilon: float, unit_offset: bool = False) -> jax.Array:
@@ -125,10 +201,15 @@ def attend(
     if attention.positions == "rope":
         q, k = turn(q, positions, attention.rope), turn(k, positions, attention.rope)
     k, v = (jnp.repeat(one, q.shape[2] // one.shape[2], axis=2) for one in (k, v))
+    if attention.window:
+        places = np.arange(x.shape[1])
+        mask_BTS = mask_BTS & (places[None, :, None] - places[None, None, :] < attention.window)
     scale = attention.query_scale or 1 / np.sqrt(q.shape[3])
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * np.float32(scale)
     largest_N = jnp.where(mask_BTS[:, None], scores, -jnp.inf).max((0, 2, 3))
     scores = cap(scores, attention.soft_cap)
+    if "alibi" in attention.positions:
+        scores = scores + alibi(attention.positions, q.shape[2], q.shape[3], positions)
     probabilities = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores, -jnp.inf))
     mixed = jnp.einsum("bnts,bsnh->btnh", probabilities, v)
     return product("btnh,nhd->btd", mixed, p, "attention.output"), largest_N

@@ -33,6 +33,7 @@ from jaxllm.bench.pieces import Piece, Spread, Timed, random, take_turns
 from jaxllm.bench.share import Share, share
 from jaxllm.config import Experiment
 from jaxllm.layers.attention import attend
+from jaxllm.layers.kernels import Scoring
 from jaxllm.layers.param import Recipe, tree_map
 from jaxllm.models.decoder import Block, declarations, merge
 from jaxllm.roofline import block as roofline
@@ -176,13 +177,15 @@ def _functions(part: Share) -> dict[str, tuple[Callable[..., jax.Array], tuple[A
         return lambda x, read, *batch: run(merge(declared, read), x, *batch), (x_BTD, some, *batch)
 
     def kernel(q: jax.Array, others: tuple[jax.Array, jax.Array], _: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        return attend(q, *others, segments_BT, attention.kernel, recipe, attention.soft_cap)
+        scoring = Scoring(declared.attention.scale, attention.soft_cap, attention.window)
+        return attend(q, *others, segments_BT, attention.kernel, recipe, scoring)
 
+    norm = next(name for name in params if name.endswith("norm"))
     return {
         "kernel": (kernel, (q, (k, v), *batch)),
         "attention": of(("attention",), lambda one, x, positions, segments: one.attention(x, positions, segments)),
         "mlp": of(("mlp",), lambda one, x, *_: one.mlp(x)),
-        "norm": of(("mlp_norm",), lambda one, x, *_: one.mlp_norm(x)),
+        "norm": of((norm,), lambda one, x, *_: getattr(one, norm)(x)),
         "block": of(tuple(params), lambda one, x, positions, segments: one(x, positions, segments)),
     }
 

@@ -281,7 +281,3 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     def head_dim(self, attention: AttentionConfig) -> int:
         """Width of a head of the given attention."""
         return attention.head_dim or self.d_model // attention.num_heads
-
-    def query_scale(self, attention: AttentionConfig) -> float:
-        """What the products of queries and keys are multiplied by."""
-        return attention.query_scale or self.head_dim(attention) ** -0.5

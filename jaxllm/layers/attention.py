@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023) with rotary positions.
+"""Grouped-query attention (Ainslie et al. 2023), with rotary positions, ALiBi or none.
 
 The kernel is chosen while tracing, from the platform of the ambient mesh, and runs inside one `shard_map`: samples over
 the batch axes, heads over tensor; and inside a ring where devices share a sequence (see `ring`).
@@ -13,6 +13,7 @@ import jax
 
 from jaxllm.config import AttentionConfig, NormConfig
 from jaxllm.layers import kernels
+from jaxllm.layers.alibi import tilts
 from jaxllm.layers.largest_logits import largest_logits
 from jaxllm.layers.linear import add_bias, contract, enter, leave
 from jaxllm.layers.norm import HeadNorm
@@ -29,6 +30,9 @@ _BIASES = {
     "all": ("query_bias", "key_bias", "value_bias", "output_bias"),
 }
 """Biases by `AttentionConfig.bias`."""
+
+ALIBI = ("alibi", "falcon_alibi")
+"""What `AttentionConfig.positions` may say that adds to the logits."""
 
 
 class Attention(Layer):
@@ -73,15 +77,17 @@ class Attention(Layer):
             x_BTD = enter(x_BTD, recipe)
             q_BTNH, k_BTKH = self._queries_and_keys(x_BTD, positions_BT)
             v_BTKH = self._heads(x_BTD, "value", "kv_heads")
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, config.soft_cap, self.scale)
+            scoring = kernels.Scoring(self.scale, config.soft_cap, config.window)
+            tilts_BTN = self._tilts(positions_BT)
+            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, scoring, tilts_BTN)
             y_BTD = leave(contract(mixed_BTNH, self.matrix("output"), (None,), recipe, num_inputs=2), recipe)
             return add_bias(y_BTD, self.use("output_bias")) if config.bias == "all" else y_BTD
 
     def largest_logits(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """[B, T, D], as `__call__` gets it -> float32[N]: the largest logit of each head, before a soft cap."""
+        """[B, T, D], as `__call__` gets it -> float32[N]: the largest logit of each head, without cap and ALiBi."""
         with jax.named_scope("attention"):
             q_BTNH, k_BTKH = self._queries_and_keys(enter(x_BTD, self.recipe), positions_BT)
-            return largest_logits(q_BTNH, k_BTKH, segments_BT, self.recipe, self.scale)
+            return largest_logits(q_BTNH, k_BTKH, segments_BT, self.recipe, self.scale, self.config.window)
 
     def _queries_and_keys(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, T, D], entered -> [B, T, N, H] and [B, T, K, H], as scores are made of them."""
@@ -91,6 +97,13 @@ class Attention(Layer):
         if self.config.positions != "rope":
             return q_BTNH, k_BTKH
         return rotate(q_BTNH, positions_BT, self.config.rope), rotate(k_BTKH, positions_BT, self.config.rope)
+
+    def _tilts(self, positions_BT: jax.Array) -> jax.Array | None:
+        """What ALiBi adds, by position and head, if it does."""
+        config = self.config
+        if config.positions not in ALIBI:
+            return None
+        return tilts(positions_BT, config.num_heads, self.scale, falcon=config.positions == "falcon_alibi")
 
     def _heads(self, x_BTD: jax.Array, name: str, heads: str) -> jax.Array:
         """A projection that lies over tensor by heads: [B, T, N, H]."""
@@ -105,8 +118,8 @@ def attend(
     segments_BT: jax.Array,
     kernel: str,
     recipe: Recipe,
-    cap: float = 0.0,
-    scale: float = 0.0,
+    scoring: kernels.Scoring,
+    tilts_BTN: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention within segments: [B, T, N, H]; a shared sequence comes in head-tail order (see `context`).
 
@@ -117,29 +130,50 @@ def attend(
         segments_BT: document of each position.
         kernel: as in `AttentionConfig.kernel`.
         recipe: rules of the mesh.
-        cap: soft cap of the logits; 0 means none.
-        scale: multiplies the products of queries and keys; 0 means H^-0.5.
+        scoring: how products of queries and keys become scores, and which are seen.
+        tilts_BTN: of ALiBi (see `alibi`); none by default.
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
     """
     axis = recipe.rules.ring
     context = jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
-    name = choose(kernel, platform(), q_BTNH.shape[1], q_BTNH.shape[3], str(q_BTNH.dtype), context, cap)
+    name = choose(
+        kernel,
+        platform(),
+        q_BTNH.shape[1],
+        q_BTNH.shape[3],
+        str(q_BTNH.dtype),
+        context,
+        scoring.cap,
+        scoring.window,
+        tilts_BTN is not None,
+    )
     compute = functools.partial(ring_attention, kernel=name, axis=axis) if axis else kernels.KERNELS[name]
-    compute = functools.partial(compute, scoring=kernels.Scoring(scale or q_BTNH.shape[3] ** -0.5, cap))
+    compute = functools.partial(compute, scoring=scoring)
     with jax.named_scope(name):
         heads = recipe.rules.activation("batch", "sequence", "heads", None)
         rows = recipe.rules.activation("batch", "sequence")
+        tilts = recipe.rules.activation("batch", "sequence", "heads")
+        if tilts_BTN is not None:
+            tilts_BTN = jax.reshard(tilts_BTN, tilts)
         # pallas kernels do not say over which axes their results vary, hence check_vma=False
         return jax.shard_map(
-            compute, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=name != "splash"
-        )(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+            compute, in_specs=(heads, heads, heads, rows, tilts), out_specs=heads, check_vma=name != "splash"
+        )(q_BTNH, k_BTKH, v_BTKH, segments_BT, tilts_BTN)
 
 
 @functools.cache
 def choose(
-    kernel: str, platform: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1, cap: float = 0.0
+    kernel: str,
+    platform: str,
+    sequence_length: int,
+    head_dim: int,
+    dtype: str,
+    context: int = 1,
+    cap: float = 0.0,
+    window: int = 0,
+    alibi: bool = False,
 ) -> str:
     """The kernel to use; says once, in one sentence, when it is not the platform's own.
 
@@ -151,12 +185,14 @@ def choose(
         dtype: of queries, keys and values.
         context: devices that share a sequence.
         cap: soft cap of the logits; 0 means none.
+        window: tokens that a query sees; 0 means all before it.
+        alibi: whether ALiBi is added to the logits.
 
     Raises:
         ValueError: when a kernel was asked for by name and cannot compute this.
     """
     wanted = kernels.PREFERRED.get(platform, "xla") if kernel == "auto" else kernel
-    reason = kernels.refusal(wanted, platform, sequence_length, head_dim, dtype, context, cap)
+    reason = kernels.refusal(wanted, platform, sequence_length, head_dim, dtype, context, cap, window, alibi)
     if not reason:
         return wanted
     if kernel != "auto":

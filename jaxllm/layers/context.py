@@ -48,6 +48,20 @@ def restore(x_BTV: jax.Array, rules: Rules) -> jax.Array:
         return jax.shard_map(move, in_specs=spec, out_specs=spec)(x_BTV)
 
 
+def places(length: int, axis: str) -> jax.Array:
+    """Where in the sequence the positions of a device are, inside a `shard_map`: int32[T].
+
+    Args:
+        length: T, of the device's share.
+        axis: mesh axis of the ring; empty where none shares the sequence.
+    """
+    if not axis:
+        return jnp.arange(length)
+    chunk, device, last = length // 2, jax.lax.axis_index(axis), 2 * jax.lax.axis_size(axis) - 1
+    inside = jnp.arange(chunk)
+    return jnp.concatenate([device * chunk + inside, (last - device) * chunk + inside])
+
+
 def _to_head_and_tail(x_ABT: jax.Array, axis: str) -> jax.Array:
     to_even, to_odd = _homes(axis)
     even, odd = jnp.split(x_ABT, 2, axis=2)

@@ -37,7 +37,7 @@ class Part:
 
 def _attend_xla(pairs: Pairs, scoring: Scoring, causal: bool) -> tuple[jax.Array, jax.Array]:
     q_BNTH = pairs.q
-    grouped = pairs._replace(q=_grouped(q_BNTH, pairs))
+    grouped = _all_grouped(pairs)
     o_BKGTH, normaliser_BKGT = kernels.attend_in_blocks(grouped, scoring, causal, jnp.float32)
     return o_BKGTH.reshape(q_BNTH.shape), normaliser_BKGT.reshape(q_BNTH.shape[:3])
 
@@ -45,11 +45,17 @@ def _attend_xla(pairs: Pairs, scoring: Scoring, causal: bool) -> tuple[jax.Array
 def _differentiate_xla(
     pairs: Pairs, o_BNTH: jax.Array, normaliser_BNT: jax.Array, do_BNTH: jax.Array, scoring: Scoring, causal: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q, o, normaliser, do = (_grouped(x, pairs) for x in (pairs.q, o_BNTH, normaliser_BNT, do_BNTH))
+    o, normaliser, do = (_grouped(x, pairs) for x in (o_BNTH, normaliser_BNT, do_BNTH))
     dq_BKGTH, dk_BKSH, dv_BKSH = kernels.differentiate_in_blocks(
-        pairs._replace(q=q), o, normaliser, do, scoring, causal, jnp.float32
+        _all_grouped(pairs), o, normaliser, do, scoring, causal, jnp.float32
     )
     return dq_BKGTH.reshape(pairs.q.shape), dk_BKSH, dv_BKSH
+
+
+def _all_grouped(pairs: Pairs) -> Pairs:
+    """What goes by query heads, by groups."""
+    tilts = (None if x is None else _grouped(x, pairs) for x in (pairs.query_tilts, pairs.key_tilts))
+    return pairs._replace(q=_grouped(pairs.q, pairs), **dict(zip(("query_tilts", "key_tilts"), tilts, strict=True)))
 
 
 def _grouped(x: jax.Array, pairs: Pairs) -> jax.Array:
@@ -61,7 +67,7 @@ def _attend_splash(pairs: Pairs, scoring: Scoring, causal: bool) -> tuple[jax.Ar
     kernel: Any = kernels.splash_kernel(*_heads_and_length(pairs), scoring.cap, causal, save_residuals=True)
 
     def one(pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-        q_NTH, k_KSH, v_KSH, *segments = pairs
+        q_NTH, k_KSH, v_KSH, *segments = pairs[:5]
         o_NTH, (normaliser_NT,) = kernel(q_NTH, k_KSH, v_KSH, segment_ids=SegmentIds(*segments))
         return o_NTH, normaliser_NT
 
@@ -81,7 +87,7 @@ def _differentiate_splash(
     def one(
         pairs: Pairs, o_NTH: jax.Array, normaliser_NT: jax.Array, do_NTH: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q_NTH, k_KSH, v_KSH, *segments = pairs
+        q_NTH, k_KSH, v_KSH, *segments = pairs[:5]
         saved = (q_NTH, k_KSH, v_KSH, SegmentIds(*segments), None, o_NTH, normaliser_NT, *masks)
         _, _, _, dq_NTH, dk_KSH, dv_KSH, *_ = splash_attention_kernel._splash_attention_bwd(
             **kernel.kwargs, res=saved, do=do_NTH

@@ -14,6 +14,9 @@ and the gradient, as flash attention's (see `kernels`), needs only those of all 
 right part by part. For it the ring is run once more, and the gradients of keys and values travel with them, in float32.
 A device keeps its own q, k, v, o and l, nothing of the others.
 
+A window is a mask here: all keys go all the way around, whoever sees them. With it the places of the keys travel too,
+and with ALiBi the keys' tilts (see `alibi`).
+
 What is sent next is sent before the products that do not need it, so that the two overlap.
 
 B batch, T and S a device's share of the sequence, C = T / 2, N query heads, K key and value heads, H width of a head.
@@ -25,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.layers.context import places
 from jaxllm.layers.kernels import Pairs, Scoring
 from jaxllm.layers.parts import PARTS, Part
 
@@ -36,6 +40,7 @@ def ring_attention(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     segments_BT: jax.Array,
+    tilts_BTN: jax.Array | None,
     scoring: Scoring,
     kernel: str,
     axis: str,
@@ -49,25 +54,28 @@ def ring_attention(
         k_BSKH: keys.
         v_BSKH: values.
         segments_BT: document of each position.
+        tilts_BTN: of ALiBi; None without.
         scoring: how products become scores.
         kernel: name of one of `PARTS`.
         axis: mesh axis of the ring.
     """
     q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return _ring(q_BNTH, k_BKSH, v_BKSH, segments_BT, scoring, PARTS[kernel], axis).swapaxes(1, 2)
+    tilts_BNT = None if tilts_BTN is None else tilts_BTN.swapaxes(1, 2)
+    return _ring(q_BNTH, k_BKSH, v_BKSH, segments_BT, tilts_BNT, scoring, PARTS[kernel], axis).swapaxes(1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _ring(
     q_BNTH: jax.Array,
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
     segments_BT: jax.Array,
+    tilts_BNT: jax.Array | None,
     scoring: Scoring,
     part: Part,
     axis: str,
 ) -> jax.Array:
-    return _forward(q_BNTH, k_BKSH, v_BKSH, segments_BT, scoring, part, axis)[0]
+    return _forward(q_BNTH, k_BKSH, v_BKSH, segments_BT, tilts_BNT, scoring, part, axis)[0]
 
 
 def _forward(
@@ -75,11 +83,13 @@ def _forward(
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
     segments_BT: jax.Array,
+    tilts_BNT: jax.Array | None,
     scoring: Scoring,
     part: Part,
     axis: str,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    own = Pairs(q_BNTH, k_BKSH, v_BKSH, segments_BT, segments_BT)
+) -> tuple[jax.Array, tuple[Pairs, jax.Array, jax.Array]]:
+    places_BT = jnp.broadcast_to(places(q_BNTH.shape[2], axis), segments_BT.shape) if scoring.window else None
+    own = Pairs(q_BNTH, k_BKSH, v_BKSH, segments_BT, segments_BT, tilts_BNT, tilts_BNT, places_BT, places_BT)
 
     def add(done: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[jax.Array, ...]:
         """Merge in what the device's queries see of the keys held."""
@@ -88,7 +98,7 @@ def _forward(
             done = _merge(done, chunk, *values)
         return done
 
-    held = _pass_on((k_BKSH, v_BKSH, segments_BT), axis)
+    held = _pass_on(_held(own), axis)
     o_BNTH, normaliser_BNT = part.attend(own, scoring, causal=True)
 
     def step(carry: tuple[_Held, tuple[jax.Array, ...]], row: jax.Array) -> tuple[tuple[Any, ...], None]:
@@ -100,14 +110,13 @@ def _forward(
         (held, done), _ = jax.lax.scan(step, (held, (o_BNTH.astype(jnp.float32), normaliser_BNT)), rows[:-1])
     o_BNTH, normaliser_BNT = add(done, held, rows[-1])
     o_BNTH = o_BNTH.astype(q_BNTH.dtype)
-    return o_BNTH, (*own[:4], o_BNTH, normaliser_BNT)
+    return o_BNTH, (own, o_BNTH, normaliser_BNT)
 
 
 def _backward(
-    scoring: Scoring, part: Part, axis: str, saved: tuple[jax.Array, ...], do_BNTH: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q_BNTH, k_BKSH, v_BKSH, segments_BT, *results = saved
-    own = Pairs(q_BNTH, k_BKSH, v_BKSH, segments_BT, segments_BT)
+    scoring: Scoring, part: Part, axis: str, saved: tuple[Pairs, jax.Array, jax.Array], do_BNTH: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
+    own, *results = saved
     results = (*results, do_BNTH)
 
     def add(dq_BNTH: jax.Array, dkv: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[Any, ...]:
@@ -117,7 +126,7 @@ def _backward(
         dk_BKSH, dv_BKSH = dkv
         return _add(dq_BNTH, _TAIL, row, dq), (_add(dk_BKSH, _HEAD, row, dk), _add(dv_BKSH, _HEAD, row, dv))
 
-    held = _pass_on((k_BKSH, v_BKSH, segments_BT), axis)
+    held = _pass_on(_held(own), axis)
     gradients = part.differentiate(own, *results, scoring, causal=True)
     dq_BNTH, *dkv = (x.astype(jnp.float32) for x in gradients)
 
@@ -130,13 +139,18 @@ def _backward(
         (held, dq_BNTH, dkv), _ = jax.lax.scan(step, (held, dq_BNTH, tuple(dkv)), rows[:-1])
     dq_BNTH, dkv = add(dq_BNTH, _pass_on(dkv, axis), held, rows[-1])
     dk_BKSH, dv_BKSH = _pass_on(dkv, axis)  # home
-    return dq_BNTH.astype(q_BNTH.dtype), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None
+    wanted = zip((dq_BNTH, dk_BKSH, dv_BKSH), own[:3], strict=True)
+    return *(gradient.astype(x.dtype) for gradient, x in wanted), None, None
 
 
 _ring.defvjp(_forward, _backward)
 
-type _Held = tuple[jax.Array, jax.Array, jax.Array]
-"""Keys, values and segments that a device holds at a step."""
+type _Held = tuple[jax.Array | None, ...]
+"""Keys, values, their segments, tilts and places that a device holds at a step."""
+
+
+def _held(own: Pairs) -> _Held:
+    return own.k_BKSH, own.v_BKSH, own.key_segments_BS, own.key_tilts, own.key_places_BS
 
 
 def _pass_on(arrays: Any, axis: str) -> Any:
@@ -156,13 +170,17 @@ def _rows(axis: str) -> jax.Array:
 
 def _seen(own: Pairs, held: _Held, row: jax.Array) -> Pairs:
     """The two pairs of chunks that are seen, as twice the rows for one call of a kernel: [2B, ., C, ...]."""
-    k_BKSH, v_BKSH, key_segments_BS = held
+    k_BKSH, v_BKSH, key_segments_BS, key_tilts_BNS, key_places_BS = held
     return Pairs(
-        _two(own.q, 2, _TAIL, row),
-        _two(k_BKSH, 2, _HEAD, row),
-        _two(v_BKSH, 2, _HEAD, row),
-        _two(own.query_segments_BT, 1, _TAIL, row),
-        _two(key_segments_BS, 1, _HEAD, row),
+        q=_two(own.q, 2, _TAIL, row),
+        k_BKSH=_two(k_BKSH, 2, _HEAD, row),
+        v_BKSH=_two(v_BKSH, 2, _HEAD, row),
+        query_segments_BT=_two(own.query_segments_BT, 1, _TAIL, row),
+        key_segments_BS=_two(key_segments_BS, 1, _HEAD, row),
+        query_tilts=_two(own.query_tilts, 2, _TAIL, row),
+        key_tilts=_two(key_tilts_BNS, 2, _HEAD, row),
+        query_places_BT=_two(own.query_places_BT, 1, _TAIL, row),
+        key_places_BS=_two(key_places_BS, 1, _HEAD, row),
     )
 
 
@@ -171,8 +189,10 @@ def _chunks(x: jax.Array, dim: int = 2) -> jax.Array:
     return x.reshape(*x.shape[:dim], 2, -1, *x.shape[dim + 1 :])
 
 
-def _two(x: jax.Array, dim: int, first: int, second: jax.Array) -> jax.Array:
-    """Two chunks, by rows one behind the other: [B, N, T, ...] -> [2B, N, C, ...]."""
+def _two(x: Any, dim: int, first: int, second: jax.Array) -> Any:
+    """Two chunks, by rows one behind the other: [B, N, T, ...] -> [2B, N, C, ...]; None stays None."""
+    if x is None:
+        return None
     chunks = _chunks(x, dim)
     return jnp.concatenate([jax.lax.dynamic_index_in_dim(chunks, i, dim, keepdims=False) for i in (first, second)])
 

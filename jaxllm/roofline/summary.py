@@ -89,7 +89,8 @@ def summarise(
 def text(summary: Mapping[str, Any]) -> str:
     """A summary as lines for people."""
     parts = summary["parameters"]
-    shares = (f"{part.replace('_', ' ')} {parts[part]:,}" for part in ("embedding", "head", "attention", "mlp", "norm"))
+    shown = ["embedding", "head", "attention", "mlp", "norm", *(part for part in ("bias", "positions") if parts[part])]
+    shares = (f"{part.replace('_', ' ')} {parts[part]:,}" for part in shown)
     adapted = parts["trainable"] < parts["total"]
     rows = [("parameters", f"{parts['total']:,}"), ("", ", ".join(shares))]
     if adapted:

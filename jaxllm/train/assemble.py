@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm import mesh_sizes, sharding
 from jaxllm.config import Experiment, ModelConfig, RulesConfig
-from jaxllm.layers.attention import choose
+from jaxllm.layers.attention import ALIBI, choose
 from jaxllm.layers.param import Recipe, Tree
 from jaxllm.models.decoder import Decoder
 from jaxllm.train.guard.rules import forget
@@ -185,7 +185,17 @@ def assemble(experiment: Experiment, model: ModelConfig, devices: Sequence[shard
         for block in model.blocks:
             attention, dtype = block.attention, train.precision.compute
             head_dim, context = model.head_dim(attention), sizes["context"]
-            choose(attention.kernel, platform, length, head_dim, dtype, context, attention.soft_cap)
+            choose(
+                attention.kernel,
+                platform,
+                length,
+                head_dim,
+                dtype,
+                context,
+                attention.soft_cap,
+                attention.window,
+                attention.positions in ALIBI,
+            )
     rules = sharding.make_rules(experiment.mesh, sizes)
     precision = train.precision
     recipe = Recipe(rules, precision.parameters, precision.compute, precision.reduction)

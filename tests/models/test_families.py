@@ -6,13 +6,25 @@ import oracle
 import pytest
 import tiny
 
-from jaxllm.config import AttentionConfig, BlockConfig, MeshConfig, MLPConfig, ModelConfig, NormConfig
+from jaxllm.config import AttentionConfig, BlockConfig, MeshConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
 from jaxllm.layers.param import Recipe, leaves
 from jaxllm.models.decoder import Decoder, declarations, nest
 from jaxllm.roofline.transformer import parameters
 
 SHARED = {"vocab_size": 128, "d_model": 32, "num_layers": 2, "initializer_std": 0.2}
 LAYER_NORM = NormConfig(kind="layer", epsilon=1e-3)
+
+
+def local(qk_norm, window, theta):
+    """A layer of Gemma 3: windows and frequencies by slot."""
+    rope = RopeConfig(theta=theta)
+    return BlockConfig(
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2, qk_norm=qk_norm, window=window, rope=rope),
+        mlp=MLPConfig(d_ff=64, activation="gelu_tanh"),
+        norm=NormConfig(epsilon=1e-3, unit_offset=True),
+        norm_placement="both",
+    )
+
 
 MODELS = {
     "GPT-2": ModelConfig(
@@ -33,6 +45,19 @@ MODELS = {
         final_soft_cap=4.0,
         **SHARED,
     ),
+    "Gemma 3": ModelConfig(
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2),
+        mlp=MLPConfig(d_ff=64, activation="gelu_tanh"),
+        period=(local("head", 3, 10.0), local("head", 20, 30.0), local("head", 0, 100.0)),
+        tie_embeddings=True,
+        **SHARED | {"num_layers": 3},
+    ),
+    "Falcon-RW": ModelConfig(
+        attention=AttentionConfig(num_heads=6, head_dim=6, positions="falcon_alibi", window=9, bias="all"),
+        mlp=MLPConfig(d_ff=64, gated=False, activation="gelu", bias=True),
+        norm=LAYER_NORM,
+        **SHARED,
+    ),
     "Falcon": ModelConfig(
         attention=AttentionConfig(num_heads=4, num_kv_heads=2),
         mlp=MLPConfig(d_ff=64, gated=False, activation="gelu"),
@@ -41,14 +66,16 @@ MODELS = {
         **SHARED,
     ),
     "BLOOM": ModelConfig(
-        attention=AttentionConfig(num_heads=4, bias="all"),
+        attention=AttentionConfig(num_heads=4, positions="alibi", bias="all"),
         mlp=MLPConfig(d_ff=64, gated=False, activation="gelu_tanh", bias=True),
         norm=LAYER_NORM,
         embedding_norm=True,
         **SHARED,
     ),
     "GLM": ModelConfig(
-        attention=AttentionConfig(num_heads=4, num_kv_heads=2, bias="qkv"),
+        attention=AttentionConfig(
+            num_heads=4, num_kv_heads=2, bias="qkv", rope=RopeConfig(theta=50.0, fraction=0.5, interleaved=True)
+        ),
         mlp=MLPConfig(d_ff=64, bias=True),
         norm_placement="both",
         **SHARED,
@@ -141,7 +168,9 @@ MESHES = {
     [
         ("GPT-2", "tensor, context"),
         ("Gemma 2", "tensor, context"),
-        ("BLOOM", "pipe"),
+        ("Gemma 3", "tensor, context"),
+        ("BLOOM", "tensor, context"),
+        ("Falcon-RW", "pipe"),
         ("GLM", "tensor, context"),
     ],
 )
