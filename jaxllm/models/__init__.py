@@ -9,15 +9,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxllm.models import llama
+from jaxllm.models import bloom, falcon, gemma, glm, gpt2, llama, mistral, olmo, phi, qwen, smollm
 
-PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType({**llama.PRESETS})
+_FAMILIES = (llama, gpt2, mistral, gemma, qwen, olmo, phi, smollm, bloom, falcon, glm)
+
+PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {name: values for family in _FAMILIES for name, values in family.PRESETS.items()}
+)
 """Name -> `model` section of the config, as plain data."""
 
-CONTEXT_LENGTHS: Mapping[str, int] = MappingProxyType({**llama.CONTEXT_LENGTHS})
+CONTEXT_LENGTHS: Mapping[str, int] = MappingProxyType(
+    {name: length for family in _FAMILIES for name, length in family.CONTEXT_LENGTHS.items()}
+)
 """Name -> tokens that the published weights attend over."""
 
-_ALIASES = {**llama.ALIASES}
+_ALIASES = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
 
 # Words of published names that say who made the weights or what they were tuned for; the shape is the same.
 _NOT_SHAPE = ("meta", "hf", "base", "chat", "instruct")

@@ -12,11 +12,17 @@ import tiny
 from jaxllm import sharding
 from jaxllm.config import AttentionConfig, MeshConfig
 from jaxllm.layers.attention import attend, choose
+from jaxllm.layers.kernels import Scoring
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import merge
 
-KERNELS = {"xla": (300, 16, 0.0), "splash": (640, 64, 1.5)}
-"""Lengths of three and of five blocks of queries, widths of a head, and soft caps (`xla` has one in other tests)."""
+KERNELS = {
+    "xla": ("xla", 300, 16, 0.0, 0),
+    "splash": ("splash", 640, 64, 1.5, 0),
+    "xla, window": ("xla", 300, 16, 0.0, 130),
+    "splash, window": ("splash", 640, 64, 0.0, 130),
+}
+"""Kernel, length of three or of five blocks of queries, width of a head, soft cap (`xla` has one elsewhere), window."""
 
 
 def packed(rows, length):
@@ -34,8 +40,8 @@ def inputs(length, head_dim, rows=4):
 @pytest.fixture(scope="module", params=KERNELS)
 def attended(request):
     """Length, segments, probed positions, inputs, result and gradients of one probed position a row."""
-    kernel = request.param
-    length, head_dim, cap = KERNELS[kernel]
+    kernel, length, head_dim, cap, window = KERNELS[request.param]
+    scoring = Scoring(head_dim**-0.5, cap, window)
     q, k, v, cotangent = inputs(length, head_dim)
     segments = packed(4, length)
     probed = np.array([length - 1, 290, 256, 100])
@@ -43,29 +49,39 @@ def attended(request):
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(segments), kernel, Recipe(), cap), q, k, v)
+        result, pull = jax.vjp(
+            lambda q, k, v: attend(q, k, v, jnp.asarray(segments), kernel, Recipe(), scoring), q, k, v
+        )
         return result, pull(jnp.asarray(cotangent))
 
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         result, gradients = differentiate(q, k, v)
-    return segments, probed, (q, k, v), cotangent, np.asarray(result), [np.asarray(x) for x in gradients], cap
+    return segments, probed, (q, k, v), cotangent, np.asarray(result), [np.asarray(x) for x in gradients], scoring
 
 
-def plain(q, k, v, segments, cap):
+def seen_of(segments, window):
+    """Which keys a query sees: bool[B, T, S]."""
+    places = np.arange(segments.shape[1])
+    near = places[:, None] - places[None] < (window or len(places))
+    return np.tril(segments[:, :, None] == segments[:, None, :]) & near
+
+
+def plain(q, k, v, segments, scoring):
     """Softmax attention over all pairs at once, heads repeated."""
+    cap = scoring.cap
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[3] ** -0.5
     scores = jnp.tanh(scores / cap) * cap if cap else scores
-    seen = np.tril(segments[:, :, None] == segments[:, None, :])
+    seen = seen_of(segments, scoring.window)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf)), v)
 
 
 def test_every_block_computes_plain_attention_and_its_gradient(attended):
-    segments, _, qkv, cotangent, result, gradients, cap = attended
+    segments, _, qkv, cotangent, result, gradients, scoring = attended
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, cap), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, scoring), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
 
     names = ("result", "dq", "dk", "dv")
@@ -77,10 +93,10 @@ def test_every_block_computes_plain_attention_and_its_gradient(attended):
 
 
 def test_a_position_depends_on_the_past_of_its_document_only(attended):
-    segments, probed, _, _, _, (dq, dk, dv), _ = attended
+    segments, probed, _, _, _, (dq, dk, dv), scoring = attended
     positions = np.arange(segments.shape[1])
     for row, t in enumerate(probed):
-        seen = (positions <= t) & (segments[row] == segments[row, t])
+        seen = seen_of(segments, scoring.window)[row, t]
         assert not np.any(dk[row, ~seen]) and not np.any(dv[row, ~seen]), f"position {t} reads what it must not"
         assert np.all(np.any(dv[row, seen] != 0, axis=(1, 2))), f"position {t} does not read all that it may"
         assert not np.any(dq[row, positions != t])
@@ -191,6 +207,17 @@ def test_a_soft_cap_is_honoured_or_refused():
         choose("cudnn", "gpu", 256, 128, "bfloat16", cap=50.0)
     assert choose("auto", "gpu", 256, 128, "bfloat16", cap=50.0) == "xla"
     assert choose("auto", "tpu", 256, 128, "bfloat16", cap=50.0) == "splash"
+
+
+def test_a_window_and_alibi_are_honoured_or_refused():
+    with pytest.raises(ValueError, match=r"cudnn adds nothing to logits, which ALiBi in model\.attention"):
+        choose("cudnn", "gpu", 256, 128, "bfloat16", alibi=True)
+    sentence = r"splash knows no window \(model.attention.window = 64\) over mesh.context = 2"
+    with pytest.raises(ValueError, match=sentence):
+        choose("splash", "tpu", 1024, 128, "bfloat16", 2, window=64)
+    assert choose("auto", "tpu", 256, 128, "bfloat16", alibi=True) == "xla"
+    assert choose("auto", "tpu", 256, 128, "bfloat16", window=64) == "splash"
+    assert choose("auto", "gpu", 256, 128, "bfloat16", window=64) == "cudnn"
 
 
 def test_auto_falls_back_with_one_sentence(caplog):

@@ -1,5 +1,7 @@
 """Norm, rope, look-up and products one by one: written-out gradients, frequencies, and sums in low precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,22 @@ import pytest
 import tiny
 
 from jaxllm import sharding
-from jaxllm.config import Llama3Scaling, MeshConfig, NormConfig, RopeConfig
+from jaxllm.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MeshConfig,
+    NormConfig,
+    RopeConfig,
+    YarnScaling,
+)
 from jaxllm.layers import linear
+from jaxllm.layers.alibi import slopes, tilts
 from jaxllm.layers.embed import Embedding
 from jaxllm.layers.norm import Norm
 from jaxllm.layers.param import Recipe
-from jaxllm.layers.rope import frequencies, rotate
+from jaxllm.layers.rope import frequencies, magnitude, rotate
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +70,87 @@ def test_norm_and_its_gradient(size):
         RopeConfig(theta=500_000.0),
         RopeConfig(theta=500_000.0, scaling=Llama3Scaling()),
         RopeConfig(theta=500_000.0, scaling=Llama3Scaling(factor=32.0)),
+        RopeConfig(scaling=LinearScaling(factor=4.0)),
+        RopeConfig(scaling=YarnScaling(factor=4.0, original_max_positions=2048)),
+        RopeConfig(scaling=YarnScaling(factor=8.0, original_max_positions=512, beta_fast=20.0, truncate=False)),
+        RopeConfig(scaling=DynamicScaling(factor=4.0, original_max_positions=2048)),
+        RopeConfig(
+            scaling=LongRopeScaling(
+                short_factor=tuple(np.linspace(1, 3, 64)),
+                long_factor=tuple(np.linspace(1, 40, 64)),
+                original_max_positions=2048,
+            )
+        ),
     ],
 )
 def test_frequencies_are_those_of_the_releases(rope):
-    np.testing.assert_allclose(frequencies(rope, 128), 2 * np.pi / oracle.wavelengths(rope, 128), rtol=1e-13)
+    for length in (2048, 2049, 10_000):
+        wanted = 2 * np.pi / oracle.wavelengths(rope, 128, length)
+        np.testing.assert_allclose(frequencies(rope, 128, length), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "wanted"),
+    [
+        (None, 1.0),
+        (LinearScaling(factor=4.0), 1.0),
+        (YarnScaling(factor=4.0, original_max_positions=2048), 1.1386294361119891),
+        (YarnScaling(factor=4.0, original_max_positions=2048, mscale=0.707, mscale_all_dim=0.707), 1.0),
+        (YarnScaling(factor=4.0, original_max_positions=2048, attention_factor=1.5), 1.5),
+        # Phi-3-mini-128k: 131,072 positions after 4,096
+        (LongRopeScaling(short_factor=(1.0,), long_factor=(2.0,), original_max_positions=4096, factor=32.0),
+         1.1902380714238083),
+        (LongRopeScaling(short_factor=(1.0,), long_factor=(2.0,), original_max_positions=4096, attention_factor=1.25),
+         1.25),
+    ],
+)  # fmt: skip
+def test_sines_and_cosines_grow_as_the_releases_have_it(scaling, wanted):
+    assert magnitude(RopeConfig(scaling=scaling)) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        RopeConfig(theta=50.0, fraction=0.5, interleaved=True),
+        RopeConfig(theta=50.0, scaling=DynamicScaling(factor=4.0, original_max_positions=20)),
+        RopeConfig(
+            theta=50.0,
+            fraction=0.75,
+            scaling=LongRopeScaling(
+                short_factor=(1.0,) * 6, long_factor=tuple(range(1, 7)), original_max_positions=20, factor=4.0
+            ),
+        ),
+    ],
+)
+def test_heads_are_turned_as_the_oracle_turns_them_up_to_the_length_of_pretraining_and_past_it(rope):
+    random = np.random.default_rng(0)
+    x, dy = (jnp.asarray(random.normal(size=(2, 5, 3, 16)), jnp.float32) for _ in range(2))
+    rows = [np.array([[0, 1, 2, 3, longest], [0, 1, 0, 4, 7]], np.int32) for longest in (19, 20, 63)]
+
+    @tiny.quick_jit
+    def both(x, dy, given):
+        turns = [functools.partial(rotate, positions_BT=positions, config=rope) for positions in given]
+        turns += [functools.partial(oracle.turn, positions_BT=positions, rope=rope) for positions in rows]
+        results = [jax.vjp(turn, x) for turn in turns]
+        return [y for y, _ in results], [pull(dy)[0] for _, pull in results]
+
+    for values in both(x, dy, [jnp.asarray(positions) for positions in rows]):
+        for found, wanted in zip(values[:3], values[3:], strict=True):
+            tiny.assert_close({"x": np.asarray(found)}, {"x": np.asarray(wanted)}, 3e-6)
+        assert np.abs(values[0] - values[2]).max() > 0.1
+
+
+@pytest.mark.parametrize("num_heads", [1, 4, 6, 12, 71, 112])
+def test_alibi_s_slopes_are_those_of_the_paper_s_code(num_heads):
+    np.testing.assert_allclose(slopes(num_heads), oracle.slopes(num_heads), rtol=1e-14)
+
+
+def test_falcon_s_tilts_are_rounded_twice():
+    positions = np.array([[0, 3, 257, 1000]], np.int32)
+    found = tilts(jnp.asarray(positions), 6, 0.25, falcon=True)
+    wanted = oracle.alibi("falcon_alibi", 6, 16, positions)[:, :, 0].swapaxes(1, 2)
+    np.testing.assert_allclose(found, wanted, rtol=1e-7)
+    assert np.any(np.asarray(found) != 0.25 * np.asarray(tilts(jnp.asarray(positions), 6, 0.25, falcon=False)))
 
 
 def test_llama_3_1_keeps_short_waves_and_stretches_long_ones():

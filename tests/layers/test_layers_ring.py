@@ -12,11 +12,16 @@ from jaxllm import sharding
 from jaxllm.config import MeshConfig
 from jaxllm.layers.attention import attend
 from jaxllm.layers.context import balance, restore
+from jaxllm.layers.kernels import Scoring
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import merge
 
-RINGS = {"xla": (8, 96, 16, 0.0), "splash": (2, 512, 64, 1.5)}
-"""By kernel: devices, length, width of a head, soft cap. Two devices have no turn of the loop, eight have six."""
+RINGS = {
+    "xla": ("xla", 8, 96, 16, 0.0, 0),
+    "splash": ("splash", 2, 512, 64, 1.5, 0),
+    "xla, window": ("xla", 4, 96, 16, 0.0, 20),
+}
+"""Kernel, devices, length, width of a head, soft cap, window. Two devices have no turn of the loop, eight have six."""
 
 
 def ring(context):
@@ -31,20 +36,28 @@ def head_tail(context, length):
     return np.concatenate([chunks[[i, 2 * context - 1 - i]].reshape(-1) for i in range(context)])
 
 
-def plain(q, k, v, segments, cap):
+def seen_of(segments, window):
+    """Which keys a query sees: bool[B, T, S]."""
+    places = np.arange(segments.shape[1])
+    near = places[:, None] - places[None] < (window or len(places))
+    return np.tril(segments[:, :, None] == segments[:, None, :]) & near
+
+
+def plain(q, k, v, segments, scoring):
     """Softmax attention over all pairs at once, heads repeated."""
+    cap = scoring.cap
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[3] ** -0.5
     scores = jnp.tanh(scores / cap) * cap if cap else scores
-    seen = np.tril(segments[:, :, None] == segments[:, None, :])
+    seen = seen_of(segments, scoring.window)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf)), v)
 
 
 @pytest.fixture(scope="module", params=RINGS)
 def attended(request):
-    """Soft cap, segments, probed positions, inputs; of a ring: result, gradients, gradients of the probed positions."""
-    kernel = request.param
-    context, length, head_dim, cap = RINGS[kernel]
+    """Scoring, segments, probed positions, inputs; of a ring: result, gradients, gradients of the probed positions."""
+    kernel, context, length, head_dim, cap, window = RINGS[request.param]
+    scoring = Scoring(head_dim**-0.5, cap, window)
     random = np.random.default_rng(0)
     q, k, v, cotangent = (random.normal(size=(3, length, heads, head_dim)).astype(np.float32) for heads in (4, 2, 2, 4))
     # documents that end within a chunk, one over nearly all of the devices, and one of the whole row
@@ -58,22 +71,22 @@ def attended(request):
 
     @tiny.quick_jit
     def differentiate(q, k, v, segments, cotangent):
-        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, kernel, Recipe(rules), cap), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, kernel, Recipe(rules), scoring), q, k, v)
         return result, pull(cotangent)
 
     with jax.set_mesh(mesh):
         arrays = [jax.device_put(x[:, order], laid) for x in (q, k, v, segments, cotangent, probe)]
         found = *differentiate(*arrays[:5]), differentiate(*arrays[:4], arrays[5])[1]
     natural = jax.tree.map(lambda x: np.asarray(x)[:, np.argsort(order)], found)
-    return cap, segments, probed, (q, k, v), cotangent, *natural
+    return scoring, segments, probed, (q, k, v), cotangent, *natural
 
 
 def test_a_ring_computes_plain_attention_and_its_gradient(attended):
-    cap, segments, _, qkv, cotangent, result, gradients, _ = attended
+    scoring, segments, _, qkv, cotangent, result, gradients, _ = attended
 
     @tiny.quick_jit
     def differentiate(q, k, v):
-        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, cap), q, k, v)
+        result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, scoring), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
 
     names = ("result", "dq", "dk", "dv")
@@ -85,10 +98,10 @@ def test_a_ring_computes_plain_attention_and_its_gradient(attended):
 
 
 def test_a_position_depends_on_the_past_of_its_document_only_around_the_ring(attended):
-    _, segments, probed, *_, (dq, dk, dv) = attended
+    scoring, segments, probed, *_, (dq, dk, dv) = attended
     positions = np.arange(segments.shape[1])
     for row, t in enumerate(probed):
-        seen = (positions <= t) & (segments[row] == segments[row, t])
+        seen = seen_of(segments, scoring.window)[row, t]
         assert seen.sum() > 1
         assert not np.any(dk[row, ~seen]) and not np.any(dv[row, ~seen]), f"position {t} reads what it must not"
         assert np.all(np.any(dk[row, seen] != 0, axis=(1, 2))) and np.all(np.any(dv[row, seen] != 0, axis=(1, 2)))

@@ -6,15 +6,17 @@ import sys
 import msgspec
 import pytest
 
-from jaxllm.config import ModelConfig
+from jaxllm.config import LinearScaling, load
 from jaxllm.layers.param import Recipe, leaves
-from jaxllm.models import CONTEXT_LENGTHS, PRESETS, find
+from jaxllm.models import CONTEXT_LENGTHS, PRESETS, find, llama
 from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.roofline.transformer import parameters
 
 
 def model(name):
-    return msgspec.convert(PRESETS[name], ModelConfig)
+    return load(
+        {"model": {"preset": name}, "data": {"phases": [{"steps": 1, "sequence_length": 256}]}}, presets=PRESETS
+    ).model
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,54 @@ def model(name):
         ("llama3.2-1b", 1_235_814_400),
         ("llama3.2-3b", 3_212_749_824),
         ("llama3.3-70b", 70_553_706_496),
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("mistral-7b-v0.1", 7_241_732_096),
+        ("mistral-7b-v0.3", 7_248_023_552),
+        ("mistral-nemo-12b", 12_247_782_400),
+        ("mistral-small-24b", 23_572_403_200),
+        ("gemma-2b", 2_506_172_416),
+        ("gemma-7b", 8_537_680_896),
+        ("gemma2-2b", 2_614_341_888),
+        ("gemma2-9b", 9_241_705_984),
+        ("gemma2-27b", 27_227_128_320),
+        ("gemma3-270m", 268_098_176),
+        ("gemma3-1b", 999_885_952),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen2.5-3b", 3_085_938_688),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen2.5-14b", 14_770_033_664),
+        ("qwen2.5-32b", 32_763_876_352),
+        ("qwen2.5-72b", 72_706_203_648),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
+        ("qwen3-14b", 14_768_307_200),
+        ("qwen3-32b", 32_762_123_264),
+        ("olmo2-1b", 1_484_916_736),
+        ("olmo2-7b", 7_298_617_344),
+        ("olmo2-13b", 13_716_198_400),
+        ("olmo2-32b", 32_234_279_936),
+        ("phi3-mini-4k", 3_821_079_552),
+        ("phi3-medium-4k", 13_960_238_080),
+        ("phi4", 14_659_507_200),
+        ("smollm3-3b", 3_075_098_624),
+        ("bloom-560m", 559_214_592),
+        ("bloom-1b1", 1_065_314_304),
+        ("bloom-1b7", 1_722_408_960),
+        ("bloom-3b", 3_002_557_440),
+        ("bloom-7b1", 7_069_016_064),
+        ("bloom-176b", 176_247_271_424),
+        ("falcon-rw-1b", 1_311_625_216),
+        ("falcon-7b", 6_921_720_704),
+        ("falcon-40b", 41_303_293_952),
+        ("glm4-9b", 9_399_951_360),
+        ("glm4-9b-0414", 9_400_279_040),
+        ("glm4-32b-0414", 32_566_081_536),
     ],
 )
 def test_parameter_counts_of_the_published_weights(name, count):
@@ -68,7 +118,7 @@ def test_every_preset_is_named_counted_and_has_a_length():
 
 def test_values_of_the_releases():
     assert [model(f"llama-{size}").norm.epsilon for size in ("7b", "13b", "30b", "65b")] == [1e-6, 1e-6, 1e-6, 1e-5]
-    for name in PRESETS:
+    for name in llama.PRESETS:
         config = model(name)
         newer = name.startswith("llama3")
         assert config.vocab_size == (128_256 if newer else 32_000)
@@ -83,6 +133,20 @@ def test_values_of_the_releases():
             assert scaling.original_max_positions == 8192
         else:
             assert scaling is None
+
+
+def test_layers_of_a_period_differ_where_the_releases_say_so():
+    def windows(name):
+        return [block.attention.window for block in model(name).blocks]
+
+    assert windows("gemma2-2b") == [4096, 0] * 13
+    assert windows("gemma3-1b") == [512, 512, 512, 512, 512, 0] * 4 + [512, 512]
+    thetas = [block.attention.rope.theta for block in model("gemma3-4b").blocks[:6]]
+    assert thetas == [1e4] * 5 + [1e6]
+    assert model("gemma3-4b").blocks[5].attention.rope.scaling == LinearScaling(factor=8.0)
+    assert model("gemma3-4b").blocks[0].attention.rope.scaling is None
+    assert [block.attention.positions for block in model("smollm3-3b").blocks] == ["rope", "rope", "rope", "none"] * 9
+    assert model("mistral-7b-v0.1").attention.window == 4096 and model("mistral-7b-v0.3").attention.window == 0
 
 
 @pytest.mark.parametrize(
@@ -101,6 +165,20 @@ def test_values_of_the_releases():
         ("huggyllama/llama-65b", "llama-65b"),
         ("LLaMA-33B", "llama-30b"),
         ("llama1-7b", "llama-7b"),
+        ("openai-community/gpt2-xl", "gpt2-xl"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
+        ("google/gemma-2-9b-it", "gemma2-9b"),
+        ("google/gemma-3-1b-pt", "gemma3-1b"),
+        ("google/gemma-2b", "gemma-2b"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"),
+        ("Qwen/Qwen3-8B-Base", "qwen3-8b"),
+        ("allenai/OLMo-2-1124-7B", "olmo2-7b"),
+        ("HuggingFaceTB/SmolLM3-3B", "smollm3-3b"),
+        ("bigscience/bloom-560m", "bloom-560m"),
+        ("tiiuae/falcon-7b-instruct", "falcon-7b"),
+        ("microsoft/phi-4", "phi4"),
+        ("microsoft/Phi-3-mini-4k-instruct", "phi3-mini-4k"),
+        ("zai-org/GLM-4-9B-0414", "glm4-9b-0414"),
     ],
 )
 def test_likely_spellings(name, preset):

@@ -1,0 +1,52 @@
+"""Falcon's published shapes, as values of the config's `model` section.
+
+Sources: Almazrouei et al. 2023 (The Falcon Series), section 4; Penedo et al. 2023 (RefinedWeb) for the RW model; the
+released config files.
+"""
+
+from typing import Any
+
+
+def _falcon(
+    d_model: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    branches: str,
+    *,
+    vocab_size: int = 65_024,
+) -> dict[str, Any]:
+    return {
+        "family": "falcon",
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "num_layers": num_layers,
+        "attention": {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "rope": {"theta": 10_000.0}},
+        "mlp": {"d_ff": 4 * d_model, "gated": False, "activation": "gelu"},
+        "norm": {"kind": "layer", "epsilon": 1e-5},
+        "branches": branches,
+        "tie_embeddings": True,
+    }
+
+
+def _falcon_rw(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+    plain = _falcon(d_model, num_layers, num_heads, num_heads, "sequential", vocab_size=50_304)
+    return plain | {
+        "attention": {"num_heads": num_heads, "positions": "falcon_alibi", "bias": "all"},
+        "mlp": plain["mlp"] | {"bias": True},
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # name                  d_model  layers  heads  kv heads
+    "falcon-rw-1b": _falcon_rw(2048, 24, 32),
+    "falcon-7b": _falcon(4544, 32, 71, 1, "parallel_shared_norm"),
+    "falcon-40b": _falcon(8192, 60, 128, 8, "parallel"),
+    "falcon-180b": _falcon(14_848, 80, 232, 8, "parallel"),
+}
+
+CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 2048)
+"""Tokens that the published weights were trained over."""
+
+ALIASES: dict[str, str] = {}
+"""Other names that people use."""

@@ -1,0 +1,60 @@
+"""Mistral's published shapes, as values of the config's `model` section.
+
+Sources: Jiang et al. 2023 (7B; its window of 4,096 tokens is in version 0.1 only) and the released config files.
+"""
+
+from typing import Any
+
+
+def _mistral(
+    d_model: int,
+    num_layers: int,
+    d_ff: int,
+    *,
+    vocab_size: int = 32_000,
+    theta: float = 1e6,
+    window: int = 0,
+) -> dict[str, Any]:
+    return {
+        "family": "mistral",
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "num_layers": num_layers,
+        "attention": {
+            "num_heads": 32,
+            "num_kv_heads": 8,
+            "head_dim": 128,
+            "rope": {"theta": theta},
+            "window": window,
+        },
+        "mlp": {"d_ff": d_ff},
+        "norm": {"kind": "rms", "epsilon": 1e-5},
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # name                       d_model  layers  d_ff
+    "mistral-7b-v0.1": _mistral(4096, 32, 14_336, theta=10_000.0, window=4096),
+    "mistral-7b-v0.2": _mistral(4096, 32, 14_336),
+    "mistral-7b-v0.3": _mistral(4096, 32, 14_336, vocab_size=32_768),
+    "mistral-nemo-12b": _mistral(5120, 40, 14_336, vocab_size=131_072),
+    "mistral-small-24b": _mistral(5120, 40, 32_768, vocab_size=131_072, theta=1e8),
+}
+
+CONTEXT_LENGTHS: dict[str, int] = {
+    "mistral-7b-v0.1": 32_768,
+    "mistral-7b-v0.2": 32_768,
+    "mistral-7b-v0.3": 32_768,
+    "mistral-nemo-12b": 131_072,
+    "mistral-small-24b": 32_768,
+}
+"""Tokens that the published weights attend over (Nemo's config says more than its makers do)."""
+
+ALIASES: dict[str, str] = {
+    "mistral-7b": "mistral-7b-v0.1",
+    "mistral-nemo-base-2407": "mistral-nemo-12b",
+    "mistral-nemo-instruct-2407": "mistral-nemo-12b",
+    "mistral-small-24b-base-2501": "mistral-small-24b",
+    "mistral-small-24b-instruct-2501": "mistral-small-24b",
+}
+"""Other names that people use."""

@@ -1,0 +1,44 @@
+"""OLMo 2's published shapes, as values of the config's `model` section.
+
+Source: OLMo et al. 2024 (2 OLMo 2 Furious), section 3 and table 1, and the released config files.
+"""
+
+from typing import Any
+
+
+def _olmo2(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int) -> dict[str, Any]:
+    return {
+        "family": "olmo2",
+        "vocab_size": 100_352,
+        "d_model": d_model,
+        "num_layers": num_layers,
+        "attention": {
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "rope": {"theta": 500_000.0},
+            "qk_norm": "projection",
+        },
+        "mlp": {"d_ff": d_ff},
+        "norm": {"kind": "rms", "epsilon": 1e-6},
+        "norm_placement": "post",
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # name              d_model  layers  heads  kv heads  d_ff
+    "olmo2-1b": _olmo2(2048, 16, 16, 16, 8192),
+    "olmo2-7b": _olmo2(4096, 32, 32, 32, 11_008),
+    "olmo2-13b": _olmo2(5120, 40, 40, 40, 13_824),
+    "olmo2-32b": _olmo2(5120, 64, 40, 8, 27_648),
+}
+
+CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 4096)
+"""Tokens that the published weights attend over."""
+
+ALIASES: dict[str, str] = {
+    "olmo-2-0425-1b": "olmo2-1b",
+    "olmo-2-1124-7b": "olmo2-7b",
+    "olmo-2-1124-13b": "olmo2-13b",
+    "olmo-2-0325-32b": "olmo2-32b",
+}
+"""Other names that people use."""
