@@ -25,7 +25,8 @@ from typing import IO, Any
 
 import jax
 
-from jaxllm.config import AdamW, Experiment, ModelConfig
+from jaxllm.config import AdamW, AttentionConfig, Experiment, MLPConfig, ModelConfig, NormConfig, RopeConfig
+from jaxllm.config.base import Section
 from jaxllm.roofline.transformer import parameters
 
 TORCH = Path(__file__).parent / "peers" / "torch_step.py"
@@ -46,14 +47,18 @@ def describe(experiment: Experiment, model: ModelConfig) -> dict[str, Any]:
         )
     if block.attention.rope.scaling:
         raise ValueError("model.attention.rope.scaling: --peer knows no scaling; leave one of them out")
-    attention = block.attention
-    for field, on in (
-        ("model.attention.qk_norm", attention.qk_norm != "none"),
-        ("model.attention.soft_cap", attention.soft_cap),
-        ("model.final_soft_cap", model.final_soft_cap),
+    theirs = _as_a_peer_has_it(model)
+    for section, own, other in (
+        ("model", model, theirs),
+        ("model.attention", block.attention, theirs.attention),
+        ("model.attention.rope", block.attention.rope, theirs.attention.rope),
+        ("model.mlp", block.mlp, theirs.mlp),
+        ("model.norm", block.norm, theirs.norm),
     ):
-        if on:
-            raise ValueError(f"{field}: --peer's model has none; leave one of them out")
+        for field in own.__struct_fields__:
+            value, wanted = getattr(own, field), getattr(other, field)
+            if value != wanted and not isinstance(value, Section):
+                raise ValueError(f"{section}.{field}: --peer's model is a plain Llama; leave one of them out")
     if not isinstance(optim.optimizer, AdamW):
         raise ValueError('optim.optimizer.type = "muon": --peer runs AdamW; use "adamw"')
     if train.precision.compute == "float16":
@@ -87,6 +92,31 @@ def describe(experiment: Experiment, model: ModelConfig) -> dict[str, Any]:
         "clip_norm": optim.clip_norm,
         "seed": experiment.run.seed,
     }
+
+
+def _as_a_peer_has_it(model: ModelConfig) -> ModelConfig:
+    """A Llama of the same shape: what a peer's model is."""
+    attention = AttentionConfig(
+        num_heads=model.attention.num_heads,
+        num_kv_heads=model.attention.num_kv_heads,
+        head_dim=model.attention.head_dim,
+        rope=RopeConfig(theta=model.attention.rope.theta),
+        kernel=model.attention.kernel,
+    )
+    return ModelConfig(
+        preset=model.preset,
+        family=model.family,
+        vocab_size=model.vocab_size,
+        d_model=model.d_model,
+        num_layers=model.num_layers,
+        attention=attention,
+        mlp=MLPConfig(d_ff=model.mlp.d_ff),
+        norm=NormConfig(epsilon=model.norm.epsilon),
+        prefix=model.prefix,
+        period=model.period,
+        tie_embeddings=model.tie_embeddings,
+        initializer_std=model.initializer_std,
+    )
 
 
 class Peer:

@@ -23,6 +23,7 @@ B batch, T sequence, N heads, H width of a head, R dims of it that turn.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def _yarn_magnitude(scaling: YarnScaling, weight: float) -> float:
     return 0.1 * weight * math.log(scaling.factor) + 1.0
 
 
-def _dynamic_growth[Number: (float, jax.Array)](scaling: DynamicScaling, num_dims: int, longer: Number) -> Number:
+def _dynamic_growth(scaling: DynamicScaling, num_dims: int, longer: Any) -> Any:
     """What theta is multiplied by, where a sequence is so many times, 1 or more, as long as in pretraining."""
     return (scaling.factor * longer - (scaling.factor - 1)) ** (num_dims / (num_dims - 2))
 

@@ -211,6 +211,7 @@ class _Values:
 def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
     """What a block keeps for its backward pass, as JAX differentiates `models.decoder.Block`."""
     attention, head_dim = block.attention, model.head_dim(block.attention)
+    num_inner = 2 if block.mlp.gated else 1
     match remat:
         case "none":
             # Two norms keep their input and their output. Attention's output is kept as the kernel and as the
@@ -219,16 +220,17 @@ def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
             heads = 3 * attention.num_heads + 2 * attention.kv_heads
             if attention.qk_norm != "none":
                 heads += attention.num_heads + attention.kv_heads
+            num_inputs = 4 if block.norm_placement == "both" else 2
             return _Values(
-                residual=2 * model.d_model,
+                residual=num_inputs * model.d_model,
                 whole=2 * model.d_model,
-                split=heads * head_dim + 3 * block.mlp.d_ff,
+                split=heads * head_dim + (num_inner + 1) * block.mlp.d_ff,
                 statistics=attention.num_heads,
             )
         case "dots":
             return _Values(
                 residual=2 * model.d_model,
-                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + 2 * block.mlp.d_ff,
+                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + num_inner * block.mlp.d_ff,
             )
         case "block":
             return _Values(residual=model.d_model)
@@ -239,10 +241,11 @@ def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
 def _working(model: ModelConfig, block: BlockConfig) -> _Values:
     """What the products and kernels of a block's backward pass read, and the gradients of gate and up."""
     attention, head_dim = block.attention, model.head_dim(block.attention)
+    num_inner = 2 if block.mlp.gated else 1
     return _Values(
         residual=2 * model.d_model,
         whole=2 * model.d_model,
-        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + 5 * block.mlp.d_ff,
+        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + (2 * num_inner + 1) * block.mlp.d_ff,
         statistics=attention.num_heads,
     )
 
@@ -260,13 +263,15 @@ def activation_bytes(
     Values that a token keeps in a block:
 
         none      4 D + (3 N + 2 K) H + 3 F   all that differentiation asks for, and N log-sum-exps in float32; with
-                                              norms of queries and keys (N + K) H more
+                                              norms of queries and keys (N + K) H more, with norms on both sides
+                                              of branches 2 D more
         dots      2 D + (N + 2 K) H + 2 F     the block's input and the products' results: the book's seven
         block     D                           the block's input
         offload   D, in host memory           the same
 
     Beside them one block at a time works on 4 D + 2 (N + K) H + 5 F values a token: what its backward pass reads,
-    taken from what was kept or computed again, and the gradients of gate and up.
+    taken from what was kept or computed again, and the gradients of gate and up. Without a gate it is F less of what is
+    kept, and 2 F less of what is worked on.
 
     Assumed: a fused attention kernel that keeps no scores, the compute dtype for every value, and a compiler that
     fuses what lies between two products. Not counted: buffers of collectives, weights in the compute dtype, TPUs'

@@ -26,13 +26,13 @@ from jaxllm.train.qk_clip import QK_CLIPPED, make_qk_clip
 from jaxllm.train.state import TrainState
 from jaxllm.train.watch import make_watch
 
-OWN_KEYS = msgspec.structs.replace(tiny.MODEL.attention, num_kv_heads=8)
+OWN_KEYS = msgspec.structs.replace(tiny.MODEL.attention, num_kv_heads=8, bias="all")
 MODEL = msgspec.structs.replace(
     tiny.MODEL,
     num_layers=3,
     prefix=(msgspec.structs.replace(tiny.MODEL.default_block, attention=OWN_KEYS),),
 )
-"""A layer with a key head a query head, then two whose query heads share keys in pairs."""
+"""A layer with a key head a query head and with biases, then two whose query heads share keys in pairs."""
 
 
 def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
@@ -60,6 +60,8 @@ def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
     wanted = {
         "prefix.0.attention.query": factors["prefix.0"] ** 0.5,
         "prefix.0.attention.key": factors["prefix.0"] ** 0.5,
+        "prefix.0.attention.query_bias": factors["prefix.0"][:, 0] ** 0.5,
+        "prefix.0.attention.key_bias": factors["prefix.0"][:, 0] ** 0.5,
         "period.0.attention.query": factors["period.0"],
     }
     old = dict(leaves(params))

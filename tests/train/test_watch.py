@@ -17,9 +17,12 @@ from jaxllm.train.loss_scale import LossScale
 from jaxllm.train.step import UNGUARDED
 from jaxllm.train.watch import LAYERS, make_watch
 
-MIXED = msgspec.structs.replace(
-    tiny.GUARDED, num_layers=4, prefix=(tiny.MODEL.default_block,), attention=tiny.MODEL.attention
+WINDOW = msgspec.structs.replace(
+    tiny.MODEL.default_block,
+    attention=msgspec.structs.replace(tiny.MODEL.attention, window=4, query_scale=0.3),
+    norm_placement="post",
 )
+MIXED = msgspec.structs.replace(tiny.GUARDED, num_layers=4, prefix=(WINDOW,), attention=tiny.MODEL.attention)
 """A prefix, a period of two blocks of which the first has its logits held small, and a remainder."""
 MESHES = {
     "data 2 x fsdp 2 x tensor 2, 2 micro-batches": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
