@@ -7,7 +7,7 @@ The table's gradient is summed over tokens in float32, whatever the dtype of the
 of times in a batch, and a bfloat16 sum stops growing behind the first few hundred. It is large where nothing else is,
 V D values whole on each device, so it exists once, and goes to its shares as it is.
 
-B batch, T sequence, D model, V vocabulary.
+B batch, T sequence, D model, V vocabulary, P positions.
 """
 
 import functools
@@ -106,10 +106,10 @@ class Positions(Layer):
 
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
         """int[B, T] -> [B, T, D] in the compute dtype, laid as the residual stream lies."""
-        rules = self.recipe.rules
+        stored_PD, declaration = self.stored("table")
         with jax.named_scope("positions"):
-            rows_BT = jax.reshard(positions_BT, rules.activation("batch", "residual"))
-            return _look_up(self.use("table"), rows_BT, rules.activation("batch", "residual", None))
+            rows_BT = jax.reshard(positions_BT, self.recipe.rules.activation("batch", "residual"))
+            return _embed(stored_PD, rows_BT, declaration, self.recipe)
 
 
 class Head(Layer):
