@@ -86,8 +86,9 @@ class YarnScaling(Choice, frozen=True, kw_only=True, tag="yarn"):
     def __post_init__(self) -> None:
         _require_stretch(self.factor)
         _require_length(self.original_max_positions)
+        require(self.beta_slow > 0, "beta_slow", self.beta_slow, "use a positive number, below beta_fast")
         require(
-            self.beta_fast > self.beta_slow > 0,
+            self.beta_fast > self.beta_slow,
             "beta_fast",
             self.beta_fast,
             f"it must be above beta_slow = {self.beta_slow}",

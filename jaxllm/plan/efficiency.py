@@ -57,7 +57,7 @@ class Calibration:
     exposed: float
 
 
-CALIBRATION = Calibration(gpu_products=0.74, tpu_products=0.82, attention=0.5, memory=0.6, exposed=0.3)
+CALIBRATION = Calibration(gpu_products=0.72, tpu_products=0.8, attention=0.55, memory=0.6, exposed=0.3)
 """Fitted to all rows of `bench.published`."""
 
 PRODUCTS = {"A100": 0.87, "TPU v6e": 0.9}

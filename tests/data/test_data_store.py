@@ -162,7 +162,7 @@ def test_a_finished_store_is_opened_and_force_builds_it_anew(corpus, monkeypatch
     monkeypatch.setattr("jaxllm.data.store.write_store", lambda *arguments: pytest.fail("it was there already"))
     assert build(config).digest == open_store(config).digest == first.digest
     monkeypatch.undo()
-    os.chdir(corpus.parent / "work")
+    monkeypatch.chdir(corpus.parent / "work")
     told = []
     forced = build(config, progress=lambda *state: told.append(state), force=True)
     assert contents(forced) == contents(first)

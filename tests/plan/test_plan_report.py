@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from planned import experiment
@@ -12,7 +13,7 @@ from jaxllm import cli
 from jaxllm.plan import page, report
 from jaxllm.plan.predict import operations
 
-CONFIG = "configs/llama3_8b.toml"
+CONFIG = str(Path(__file__).parents[2] / "configs" / "llama3_8b.toml")
 
 
 def run(capsys, *arguments):
