@@ -15,11 +15,15 @@ Each `golden/FAMILY/SHAPE/` holds `config.json` and `model.safetensors` as `save
     padded_logits  float32[B, T, V]   with the mask and the positions that `generate()` gives; of padding: arbitrary
     grad.NAME      float32            for some shapes: of the mean next-token cross-entropy over `tokens`, every weight
 
+and `config_transformers4.json`, the same model in the schema of transformers 4 and of most published weights.
+
 Before a file is written the model is shown to be a fair judge: every weight and every key of the config named in
-`golden_shapes.py` moves the logits by more than 1e-3, and float64 moves them by less than 8e-6.
+`golden_shapes.py` moves the logits by more than 1e-3, float64 moves them by less than 8e-6, and the old schema by
+nothing.
 """
 
 import copy
+import json
 import shutil
 import sys
 import zlib
@@ -68,6 +72,11 @@ def make(name: str, shape: Shape) -> None:
     }
     reloaded = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
     assert torch.equal(logits(reloaded, tokens), expected["logits"]), name
+    old = old_schema(json.loads((directory / "config.json").read_text()))
+    (directory / "config_transformers4.json").write_text(json.dumps(old, indent=2, sort_keys=True) + "\n")
+    other = build({key: value for key, value in old.items() if not key.endswith("_token_id")})
+    other.load_state_dict(dict(model.named_parameters()), strict=False)
+    assert torch.equal(logits(other, tokens), expected["logits"]), name
     rounding = judge(name, shape, model, tokens)
     if shape.gradients:
         expected |= gradients(model, tokens)
@@ -97,6 +106,33 @@ def randomise(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 num_inputs = weight.shape[0 if ".c_" in name else 1]  # GPT-2's Conv1D is [in, out]
                 weight.copy_(torch.randn_like(weight) * (0.3 if embedding else 0.9 * num_inputs**-0.5))
             weight.copy_(weight.to(dtype))
+
+
+def old_schema(config: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` as transformers 4 wrote it, without what it did not write."""
+    config = {key: value for key, value in config.items() if key != "transformers_version"}
+    config["torch_dtype"] = config.pop("dtype")
+    ropes = config.pop("rope_parameters", None)
+    layer_types = config.pop("layer_types", [])
+    if config["model_type"] == "gemma":
+        config["hidden_act"] = "gelu"
+    if config["model_type"] == "bloom":
+        config |= {"n_embed": config.pop("hidden_size"), "num_attention_heads": config.pop("n_head")}
+    if config["model_type"] == "gemma3_text":
+        del config["_sliding_window_pattern"]
+        config["sliding_window_pattern"] = layer_types.index("full_attention") + 1
+        config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
+        ropes = ropes["full_attention"]
+    if not ropes:
+        return config
+    config["rope_theta"] = ropes.pop("rope_theta")
+    if "partial_rotary_factor" in ropes:
+        config["partial_rotary_factor"] = ropes.pop("partial_rotary_factor")
+    if (kind := ropes.pop("rope_type")) == "longrope":
+        del ropes["original_max_position_embeddings"]
+    said = "rope_type" if kind == "llama3" or "sliding_window_pattern" in config else "type"
+    config["rope_scaling"] = {said: kind} | ropes if ropes else None
+    return config
 
 
 def pad(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
