@@ -22,9 +22,10 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from make_goldens import GOLDEN, logits, pad
+from make_goldens import GOLDEN, attention, logits, pad
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -88,7 +89,7 @@ def load(directory: Path) -> tuple[PreTrainedModel, list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model, info = AutoModelForCausalLM.from_pretrained(
-                directory, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+                directory, **options(directory), output_loading_info=True
             )
     finally:
         logger.removeHandler(heard)
@@ -105,7 +106,13 @@ def by_old_keys(directory: Path) -> PreTrainedModel:
         config = json.loads((directory / "config.json").read_text())
         kept = {key: value for key, value in config.items() if key not in NEW_KEYS}
         (copy / "config.json").write_text(json.dumps(kept))
-        return AutoModelForCausalLM.from_pretrained(copy, attn_implementation="eager", dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(copy, **options(copy))
+
+
+def options(directory: Path) -> dict[str, Any]:
+    """How the golden files were computed."""
+    config = json.loads((directory / "config.json").read_text())
+    return {"attn_implementation": attention(config), "dtype": torch.float32}
 
 
 def inputs(original: Path, model: PreTrainedModel) -> torch.Tensor:
