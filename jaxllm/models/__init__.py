@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxllm.models import bloom, falcon, gemma, glm, gpt2, llama, mistral, olmo, phi, qwen, smollm
+from jaxllm.models import bloom, falcon, gemma, glm, gpt2, llama, mistral, names, olmo, phi, qwen, smollm
 
 _FAMILIES = (llama, gpt2, mistral, gemma, qwen, olmo, phi, smollm, bloom, falcon, glm)
 
@@ -22,6 +22,11 @@ CONTEXT_LENGTHS: Mapping[str, int] = MappingProxyType(
     {name: length for family in _FAMILIES for name, length in family.CONTEXT_LENGTHS.items()}
 )
 """Name -> tokens that the published weights attend over."""
+
+NAMES: Mapping[str, names.Names] = MappingProxyType(
+    {name: table for family in _FAMILIES for name, table in family.NAMES.items()}
+)
+"""Family -> where its parameters lie in Hugging Face's tensors (see `names`)."""
 
 _ALIASES = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
 

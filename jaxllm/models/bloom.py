@@ -5,6 +5,8 @@ Source: BigScience Workshop 2022 (BLOOM), section 3.2 and table 3, and the relea
 
 from typing import Any
 
+from jaxllm.models.names import Names, Place
+
 
 def _bloom(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
     return {
@@ -35,3 +37,34 @@ CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 2048)
 
 ALIASES: dict[str, str] = {"bloom": "bloom-176b"}
 """Other names that people use."""
+
+_QKV = Place("transformer.h.{}.self_attention.query_key_value.weight", by_head=True)
+_QKV_BIAS = Place("transformer.h.{}.self_attention.query_key_value.bias", by_head=True)
+
+NAMES: dict[str, Names] = {
+    "bloom": {
+        "embedding.table": "transformer.word_embeddings.weight",
+        "embedding_norm.scale": "transformer.word_embeddings_layernorm.weight",
+        "embedding_norm.bias": "transformer.word_embeddings_layernorm.bias",
+        "layers.attention_norm.scale": "transformer.h.{}.input_layernorm.weight",
+        "layers.attention_norm.bias": "transformer.h.{}.input_layernorm.bias",
+        "layers.attention.query": _QKV,
+        "layers.attention.key": _QKV,
+        "layers.attention.value": _QKV,
+        "layers.attention.query_bias": _QKV_BIAS,
+        "layers.attention.key_bias": _QKV_BIAS,
+        "layers.attention.value_bias": _QKV_BIAS,
+        "layers.attention.output": "transformer.h.{}.self_attention.dense.weight",
+        "layers.attention.output_bias": "transformer.h.{}.self_attention.dense.bias",
+        "layers.mlp_norm.scale": "transformer.h.{}.post_attention_layernorm.weight",
+        "layers.mlp_norm.bias": "transformer.h.{}.post_attention_layernorm.bias",
+        "layers.mlp.up": "transformer.h.{}.mlp.dense_h_to_4h.weight",
+        "layers.mlp.up_bias": "transformer.h.{}.mlp.dense_h_to_4h.bias",
+        "layers.mlp.down": "transformer.h.{}.mlp.dense_4h_to_h.weight",
+        "layers.mlp.down_bias": "transformer.h.{}.mlp.dense_4h_to_h.bias",
+        "norm.scale": "transformer.ln_f.weight",
+        "norm.bias": "transformer.ln_f.bias",
+        "head.kernel": "lm_head.weight",
+    }
+}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -6,6 +6,9 @@ released config files.
 
 from typing import Any
 
+from jaxllm.models import bloom
+from jaxllm.models.names import Names, Place
+
 
 def _falcon(
     d_model: int,
@@ -50,3 +53,22 @@ CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 2048)
 
 ALIASES: dict[str, str] = {}
 """Other names that people use."""
+
+
+def _norm(kind: str) -> Names:
+    """Norms of the branches; where each has its own and both read the block's input they are called otherwise."""
+    block = "transformer.h.{}."
+    return {
+        f"layers.attention_norm.{kind}": Place(
+            f"{block}input_layernorm.{_THEIRS[kind]}", parallel=f"{block}ln_attn.{_THEIRS[kind]}"
+        ),
+        f"layers.mlp_norm.{kind}": Place(
+            f"{block}post_attention_layernorm.{_THEIRS[kind]}", parallel=f"{block}ln_mlp.{_THEIRS[kind]}"
+        ),
+    }
+
+
+_THEIRS = {"scale": "weight", "bias": "bias"}
+
+NAMES: dict[str, Names] = {"falcon": {**bloom.NAMES["bloom"], **_norm("scale"), **_norm("bias")}}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -7,6 +7,8 @@ its own rope; and the released config files.
 
 from typing import Any
 
+from jaxllm.models import names
+
 
 def _gemma(d_model: int, num_layers: int, d_ff: int, attention: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     return {
@@ -108,3 +110,17 @@ ALIASES: dict[str, str] = {
     for tuning in ("it", "pt")
 } | {"gemma-2b-it": "gemma-2b", "gemma-7b-it": "gemma-7b"}
 """Other names that people use."""
+
+_GEMMA2: names.Names = {
+    **names.LLAMA,
+    "layers.attention_post_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
+    "layers.mlp_norm.scale": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "layers.mlp_post_norm.scale": "model.layers.{}.post_feedforward_layernorm.weight",
+}
+
+NAMES: dict[str, names.Names] = {
+    "gemma": names.LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3": {**_GEMMA2, **names.QK_NORM},
+}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -5,6 +5,8 @@ Sources: Team GLM 2024 (ChatGLM), section 2, and the released config files of GL
 
 from typing import Any
 
+from jaxllm.models import names
+
 
 def _glm(
     family: str, d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int, *, bias: str = "qkv"
@@ -39,3 +41,15 @@ CONTEXT_LENGTHS: dict[str, int] = {"glm4-9b": 8192, "glm4-9b-0414": 32_768, "glm
 
 ALIASES: dict[str, str] = {"glm-4-9b-hf": "glm4-9b"}
 """Other names that people use."""
+
+_GLM: names.Names = {**names.LLAMA, **names.GATE_UP}
+
+NAMES: dict[str, names.Names] = {
+    "glm": _GLM,
+    "glm4": {
+        **_GLM,
+        "layers.attention_post_norm.scale": "model.layers.{}.post_self_attn_layernorm.weight",
+        "layers.mlp_post_norm.scale": "model.layers.{}.post_mlp_layernorm.weight",
+    },
+}
+"""Where parameters lie in Hugging Face's tensors, by family."""

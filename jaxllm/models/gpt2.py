@@ -6,6 +6,8 @@ the paper's own are known to be off.
 
 from typing import Any
 
+from jaxllm.models.names import Names, Place
+
 
 def _gpt2(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
     return {
@@ -34,3 +36,33 @@ CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 1024)
 
 ALIASES: dict[str, str] = {"gpt2-small": "gpt2"}
 """Other names that people use."""
+
+_QKV = Place("transformer.h.{}.attn.c_attn.weight", plain=True)
+_QKV_BIAS = Place("transformer.h.{}.attn.c_attn.bias")
+
+NAMES: dict[str, Names] = {
+    "gpt2": {
+        "embedding.table": "transformer.wte.weight",
+        "positions.table": "transformer.wpe.weight",
+        "layers.attention_norm.scale": "transformer.h.{}.ln_1.weight",
+        "layers.attention_norm.bias": "transformer.h.{}.ln_1.bias",
+        "layers.attention.query": _QKV,
+        "layers.attention.key": _QKV,
+        "layers.attention.value": _QKV,
+        "layers.attention.query_bias": _QKV_BIAS,
+        "layers.attention.key_bias": _QKV_BIAS,
+        "layers.attention.value_bias": _QKV_BIAS,
+        "layers.attention.output": Place("transformer.h.{}.attn.c_proj.weight", plain=True),
+        "layers.attention.output_bias": "transformer.h.{}.attn.c_proj.bias",
+        "layers.mlp_norm.scale": "transformer.h.{}.ln_2.weight",
+        "layers.mlp_norm.bias": "transformer.h.{}.ln_2.bias",
+        "layers.mlp.up": Place("transformer.h.{}.mlp.c_fc.weight", plain=True),
+        "layers.mlp.up_bias": "transformer.h.{}.mlp.c_fc.bias",
+        "layers.mlp.down": Place("transformer.h.{}.mlp.c_proj.weight", plain=True),
+        "layers.mlp.down_bias": "transformer.h.{}.mlp.c_proj.bias",
+        "norm.scale": "transformer.ln_f.weight",
+        "norm.bias": "transformer.ln_f.bias",
+        "head.kernel": "lm_head.weight",
+    }
+}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -13,6 +13,8 @@ Feed-forward widths are those of the weights: in Llama 1 and 2 8/3 of d_model (1
 
 from typing import Any
 
+from jaxllm.models import names
+
 _LLAMA3_VOCAB = 128_256
 
 
@@ -98,3 +100,6 @@ ALIASES: dict[str, str] = {
     "llama1-65b": "llama-65b",
 }
 """Other names that people use."""
+
+NAMES: dict[str, names.Names] = {"llama": names.LLAMA}
+"""Where parameters lie in Hugging Face's tensors, by family."""

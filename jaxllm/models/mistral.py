@@ -5,6 +5,8 @@ Sources: Jiang et al. 2023 (7B; its window of 4,096 tokens is in version 0.1 onl
 
 from typing import Any
 
+from jaxllm.models import names
+
 
 def _mistral(
     d_model: int,
@@ -58,3 +60,6 @@ ALIASES: dict[str, str] = {
     "mistral-small-24b-instruct-2501": "mistral-small-24b",
 }
 """Other names that people use."""
+
+NAMES: dict[str, names.Names] = {"mistral": names.LLAMA}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -5,6 +5,8 @@ Source: OLMo et al. 2024 (2 OLMo 2 Furious), section 3 and table 1, and the rele
 
 from typing import Any
 
+from jaxllm.models import names
+
 
 def _olmo2(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int) -> dict[str, Any]:
     return {
@@ -42,3 +44,13 @@ ALIASES: dict[str, str] = {
     "olmo-2-0325-32b": "olmo2-32b",
 }
 """Other names that people use."""
+
+NAMES: dict[str, names.Names] = {
+    "olmo2": {
+        **names.LLAMA,
+        **names.QK_NORM,
+        "layers.attention_post_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
+        "layers.mlp_post_norm.scale": "model.layers.{}.post_feedforward_layernorm.weight",
+    }
+}
+"""Where parameters lie in Hugging Face's tensors, by family."""

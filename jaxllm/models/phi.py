@@ -7,6 +7,8 @@ Sources: Abdin et al. 2024a (Phi-3), section 2; Abdin et al. 2024b (Phi-4), sect
 
 from typing import Any
 
+from jaxllm.models import names
+
 
 def _phi(
     d_model: int,
@@ -47,3 +49,14 @@ CONTEXT_LENGTHS: dict[str, int] = {"phi3-mini-4k": 4096, "phi3-medium-4k": 4096,
 
 ALIASES: dict[str, str] = {}
 """Other names that people use."""
+
+_QKV = names.Place("model.layers.{}.self_attn.qkv_proj.weight")
+
+NAMES: dict[str, names.Names] = {
+    "phi3": {
+        **names.LLAMA,
+        **names.GATE_UP,
+        **dict.fromkeys(("layers.attention.query", "layers.attention.key", "layers.attention.value"), _QKV),
+    }
+}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -5,6 +5,8 @@ Sources: Qwen Team 2024 (Qwen 2.5), section 2 and table 1; Yang et al. 2025 (Qwe
 
 from typing import Any
 
+from jaxllm.models import names
+
 
 def _qwen(
     family: str,
@@ -78,3 +80,6 @@ CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 32_768) | dict.fromkeys
 
 ALIASES: dict[str, str] = {}
 """Other names that people use."""
+
+NAMES: dict[str, names.Names] = {"qwen2": names.LLAMA, "qwen3": {**names.LLAMA, **names.QK_NORM}}
+"""Where parameters lie in Hugging Face's tensors, by family."""

@@ -7,6 +7,8 @@ Source: Hugging Face, "SmolLM3: smol, multilingual, long-context reasoner" (2025
 
 from typing import Any
 
+from jaxllm.models import names
+
 PRESETS: dict[str, dict[str, Any]] = {
     "smollm3-3b": {
         "family": "smollm3",
@@ -26,3 +28,6 @@ CONTEXT_LENGTHS: dict[str, int] = {"smollm3-3b": 65_536}
 
 ALIASES: dict[str, str] = {}
 """Other names that people use."""
+
+NAMES: dict[str, names.Names] = {"smollm3": names.LLAMA}
+"""Where parameters lie in Hugging Face's tensors, by family."""

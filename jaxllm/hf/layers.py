@@ -1,0 +1,73 @@
+"""What differs from layer to layer: lists of Hugging Face's, one value a layer, and the decoder's prefix and period."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxllm.config import BlockConfig, ModelConfig
+from jaxllm.config.load import BLOCK_FIELDS
+from jaxllm.hf.keys import Keys
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def stack(blocks: Sequence[BlockConfig], shared: BlockConfig, **fields: Any) -> ModelConfig:
+    """The model of given blocks: the shortest prefix and period that they are made of.
+
+    Args:
+        blocks: one a layer.
+        shared: what the model's own attention, mlp and norms are to say.
+        fields: of the model, those of blocks aside.
+    """
+    prefix, period = min(
+        ((start, _period(blocks[start:])) for start in range(len(blocks))), key=lambda one: (sum(one), one)
+    )
+    slots = tuple(blocks[prefix : prefix + period])
+    plain = prefix == 0 and slots == (shared,)
+    own = {name: getattr(shared, name) for name in BLOCK_FIELDS}
+    return ModelConfig(
+        **own,
+        **fields,
+        num_layers=len(blocks),
+        prefix=tuple(blocks[:prefix]),
+        period=() if plain else slots,
+    )
+
+
+def _period(blocks: Sequence[BlockConfig]) -> int:
+    """After how many blocks they repeat."""
+    return next(
+        period
+        for period in range(1, len(blocks) + 1)
+        if all(block == before for block, before in zip(blocks[period:], blocks, strict=False))
+    )
+
+
+def windows(keys: Keys, sliding: Sequence[bool], size: int | None) -> list[int]:
+    """The window of each layer, 0 for none.
+
+    Args:
+        keys: of which `layer_types` is taken.
+        sliding: which layers have one, where there is no such key.
+        size: of the windows; None where there are none.
+
+    Raises:
+        ValueError: a layer has another kind of attention, or a window of no size.
+    """
+    given = keys.listed("layer_types", str, len(sliding))
+    if given is not None:
+        for kind in given:
+            if kind not in (FULL, SLIDING):
+                raise keys.refuse("layer_types", kind, f"jaxllm knows {FULL} and {SLIDING}")
+        sliding = [kind == SLIDING for kind in given]
+    if any(sliding) and not size:
+        raise keys.refuse("sliding_window", size, f"layers of {SLIDING} need a number of tokens")
+    return [size if slides and size else 0 for slides in sliding]
+
+
+def layer_types(model: ModelConfig) -> dict[str, Any]:
+    """The keys of layers with and without windows, which must all have one size."""
+    sizes = [block.attention.window for block in model.blocks]
+    return {
+        "sliding_window": max(sizes) or None,
+        "layer_types": [SLIDING if size else FULL for size in sizes],
+    }

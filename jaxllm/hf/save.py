@@ -1,0 +1,163 @@
+"""Parameters into a Hugging Face directory, which transformers loads: written whole, or not at all.
+
+Files are written tensor by tensor, in the order of the model's layers, none larger than a given size; the directory
+gets its name when all of it is on the disk.
+"""
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm.config import ModelConfig
+from jaxllm.hf import config as configs
+from jaxllm.hf.load import turn
+from jaxllm.hf.names import Entry, Part, entries
+from jaxllm.hf.safetensors import DTYPES, INDEX, SINGLE
+from jaxllm.layers.param import Tree, leaves
+from jaxllm.storage import LocalStorage
+
+MAX_SHARD = 5_000_000_000
+"""Bytes of a file's tensors, unless one tensor alone has more."""
+
+_CODES = {str(dtype): code for code, dtype in DTYPES.items()}
+"""The format's names of dtypes."""
+
+
+def save(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Tree,
+    *,
+    dtype: str,
+    length: int,
+    files: Mapping[str, bytes] | None = None,
+    keys: Mapping[str, Any] | None = None,
+    max_shard: int = MAX_SHARD,
+) -> None:
+    """Write a model.
+
+    Args:
+        directory: new, or empty.
+        config: of the model.
+        params: its parameters, all of them in this process's reach.
+        dtype: of the tensors: `float32`, `bfloat16` or `float16`.
+        length: tokens that the model attends over.
+        files: what else belongs to the model, by name, such as its tokenizer's.
+        keys: of config.json that say nothing of the model, such as `eos_token_id`.
+        max_shard: bytes of a file.
+
+    Raises:
+        ValueError: the directory holds something, or the family cannot express the model.
+        OSError: it could not be written.
+    """
+    target = check_target(directory)
+    tree = {**configs.write_tree(config, length), "dtype": dtype, "torch_dtype": dtype, **(keys or {})}
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    storage = LocalStorage(temporary)
+    try:
+        for name, content in (files or {}).items():
+            storage.write(name, content)
+        _write_tensors(storage, entries(config), params, dtype, max_shard)
+        storage.write(configs.CONFIG, (json.dumps(tree, indent=2) + "\n").encode())
+        if target.is_dir():
+            target.rmdir()
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_target(directory: str | os.PathLike[str]) -> Path:
+    """The place of a new directory.
+
+    Raises:
+        ValueError: something is there already, or it is not on a local disk.
+    """
+    if "://" in str(directory):
+        raise ValueError(f"{directory}: transformers reads local directories; name one")
+    target = Path(directory).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{directory} is not empty; name a new directory")
+    return target
+
+
+def _write_tensors(storage: LocalStorage, model: Sequence[Entry], params: Tree, dtype: str, max_shard: int) -> None:
+    """The files of tensors, and their index where there are several."""
+    size = DTYPES[_CODES[dtype]].itemsize
+    shards: list[list[Entry]] = [[]]
+    for entry in model:
+        if shards[-1] and size * (_values(shards[-1]) + math.prod(entry.shape)) > max_shard:
+            shards.append([])
+        shards[-1].append(entry)
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [SINGLE]
+    for name, shard in zip(names, shards, strict=True):
+        storage.write(name, _pieces(shard, params, dtype))
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": size * sum(map(_values, shards))},
+            "weight_map": {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard},
+        }
+        storage.write(INDEX, json.dumps(index, indent=2).encode())
+
+
+def _values(shard: Sequence[Entry]) -> int:
+    return sum(math.prod(entry.shape) for entry in shard)
+
+
+def _pieces(shard: Sequence[Entry], params: Tree, dtype: str) -> Iterator[bytes | memoryview]:
+    """A file's content: the header, and each tensor's bytes."""
+    wanted, header, end = DTYPES[_CODES[dtype]], {"__metadata__": {"format": "pt"}}, 0
+    for entry in shard:
+        start, end = end, end + math.prod(entry.shape) * wanted.itemsize
+        header[entry.name] = {"dtype": _CODES[dtype], "shape": list(entry.shape), "data_offsets": [start, end]}  # type: ignore[dict-item]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for entry in shard:
+        yield memoryview(gathered(entry, params, wanted).reshape(-1).view(np.uint8))
+
+
+def gathered(entry: Entry, params: Tree, dtype: np.dtype) -> np.ndarray:
+    """A tensor, put together of its parameters' shards, on the host.
+
+    Args:
+        entry: the tensor.
+        params: of the model, or a tree of its shapes.
+        dtype: of the result.
+    """
+    flat, made = dict(leaves(params)), np.empty(entry.shape, dtype)
+    whole = made[None] if made.ndim == 1 else made
+    for part in entry.parts:
+        seen = set()
+        for shard in flat[part.leaf].addressable_shards:
+            index = tuple(
+                slice(*one.indices(size)[:2]) for one, size in zip(shard.index, flat[part.leaf].shape, strict=True)
+            )
+            key = tuple((one.start, one.stop) for one in index)
+            if key not in seen and (part.layer is None or index[0].start <= part.layer < index[0].stop):
+                seen.add(key)
+                _write_part(entry, part, shard.data, index, whole)
+    return made
+
+
+def _write_part(entry: Entry, part: Part, value: jax.Array, index: tuple[slice, ...], into: np.ndarray) -> None:
+    """A shard of a parameter, of one layer, into the tensor."""
+    if part.layer is not None:
+        value, index = value[part.layer - index[0].start], index[1:]
+    first, last = part.inputs(index)
+    ours = np.asarray(value).reshape(last - first, -1)
+    for start, at, length in part.outputs(index):
+        source = ours[:, start : start + length]
+        if entry.turned:
+            turn(source, into[at : at + length, first:last])
+        else:
+            into[first:last, at : at + length] = source
