@@ -104,6 +104,12 @@ def test_a_prefix_that_leads_outside_is_refused(storage: Storage):
         storage.list("../")
 
 
+def test_a_place_that_leads_nowhere_is_a_plain_path(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert LocalStorage(tmp_path / "loop").root == tmp_path / "loop"
+    assert LocalStorage("~nobody-is-called-so/x").root == pathlib.Path.cwd() / "~nobody-is-called-so" / "x"
+
+
 def test_links_out_of_the_root_are_refused(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

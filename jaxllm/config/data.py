@@ -34,6 +34,8 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require(self.path != "", "path", self.path, f"name a file, a directory, a glob or {EMBEDDED!r}")
+        fetched = self.path.startswith("hf://") or "://" not in self.path
+        require(fetched, "path", self.path, "text is read from local files, or from hf://datasets/OWNER/NAME/PATH")
 
     @property
     def is_embedded(self) -> bool:
@@ -163,6 +165,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
             self.held_out_fraction,
             "use a fraction between 0 and 1 such as 0.02",
         )
+        require("://" not in self.store, "store", self.store, "it is mapped into memory; name a local directory")
         require(self.seed >= 0, "seed", self.seed, "use 0 or more")
         require(self.prefetch >= 1, "prefetch", self.prefetch, "use 1 or more")
 

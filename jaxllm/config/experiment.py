@@ -56,7 +56,7 @@ class Experiment(Section, frozen=True, kw_only=True):
             1 <= self.schema_version <= SCHEMA_VERSION,
             "schema_version",
             self.schema_version,
-            f"this jaxllm reads versions 1 to {SCHEMA_VERSION}; update jaxllm",
+            f"this jaxllm reads versions 1 to {SCHEMA_VERSION}" + "; update jaxllm" * (self.schema_version > 0),
         )
         require(
             self.tune.lora is None or self.run.init_from != "",

@@ -5,6 +5,7 @@ looks at a section's unknown fields, then at what it holds, in the order of the 
 """
 
 import datetime
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -58,6 +59,22 @@ def explain(error: msgspec.ValidationError, tree: Mapping) -> ConfigError:
     problem = first_problem(tree, EXPERIMENT, ())
     assert problem is not None, f"the decoder refused what the schema accepts: {error}"
     return ConfigError(problem)
+
+
+def impossible(value: object, path: Path = ()) -> str | None:
+    """What no field can hold, whatever its type; None when all of it can be held."""
+    if isinstance(value, Mapping | list | tuple):
+        inside = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return next((problem for name, below in inside if (problem := impossible(below, (*path, name)))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        fix = "use a finite number"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        fix = "use a number of at most 64 bits"
+    elif isinstance(value, str) and "\0" in value:
+        fix = "leave out the character \\u0000"
+    else:
+        return None
+    return f"{dotted(path)} = {show(value)}: {fix}"
 
 
 def first_problem(value: object, declared: types.Type, path: Path) -> str | None:
@@ -170,6 +187,12 @@ def _remedy(value: object, declared: types.Type) -> str:
         return f"; write {show(parse_text(value, kinds))} without quotes"
     if isinstance(value, float) and value.is_integer() and any(isinstance(kind, types.IntType) for kind in kinds):
         return f"; write {int(value)}"
+    if (
+        isinstance(value, str)
+        and (entry := items([declared]))
+        and any(_fits(value, one) for one in alternatives(entry[0]))
+    ):
+        return f"; write [{show(value)}]"
     takes_text = any(isinstance(kind, types.StrType) for kind in kinds)
     return "; put it in quotes" if takes_text and isinstance(value, int | float | datetime.date) else ""
 

@@ -14,7 +14,7 @@ import msgspec
 
 from jaxllm.config.errors import ConfigError, nearest, show
 from jaxllm.config.experiment import SCHEMA_VERSION, Experiment
-from jaxllm.config.explain import explain
+from jaxllm.config.explain import explain, impossible
 from jaxllm.config.overrides import override
 from jaxllm.config.tree import complete, merge, read_file, upgrade
 
@@ -68,6 +68,8 @@ def load(
     if isinstance(tree.get("model"), Mapping):
         tree["model"] = _fill_blocks(_with_preset(tree["model"], presets))
     tree = complete(tree)
+    if problem := impossible(tree):
+        raise ConfigError(problem)
     try:
         return msgspec.convert(tree, Experiment)
     except msgspec.ValidationError as error:

@@ -46,7 +46,12 @@ class MeshConfig(Section, frozen=True, kw_only=True):
                 "use a positive number" + ("" if axis == "slices" else ", or -1 for whatever devices are left"),
             )
         unknown = [axis for axis in AXES if getattr(self, axis) == -1]
-        require(len(unknown) <= 1, " and ".join(unknown), -1, "only one axis may be -1; give the others a number")
+        require(
+            len(unknown) <= 1,
+            unknown[0] if unknown else "",
+            -1,
+            f"{' and '.join(unknown[1:])} = -1 too, and only one axis may be; give the others a number",
+        )
         require(
             not self.sequence_parallel or self.tensor != 1,
             "sequence_parallel",

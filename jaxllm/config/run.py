@@ -1,5 +1,6 @@
 """The run around the steps: where it lives, what it logs, saves and evaluates."""
 
+import os
 from typing import Literal
 
 from jaxllm.config.base import Section, require
@@ -132,10 +133,12 @@ class RunConfig(Section, frozen=True, kw_only=True):
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "use 0 or more")
+        # jax would take a larger one for its last 32 bits
+        require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
         require("/" not in self.name, "name", self.name, "a name has no slash; use run.directory for a place")
+        require(self.name not in (".", ".."), "name", self.name, "it is no directory of its own; use another")
 
     @property
     def path(self) -> str:
-        """The run's directory."""
-        return self.directory or f"runs/{self.name}"
+        """The run's directory; `~` is the user's home."""
+        return os.path.expanduser(self.directory) or f"runs/{self.name}"

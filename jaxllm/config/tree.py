@@ -27,11 +27,13 @@ def read_toml(data: bytes, where: str) -> dict[str, Any]:
         ConfigError: it is not UTF-8 (with the offset) or not TOML (with line and column).
     """
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode().removeprefix("\ufeff"))  # the mark that some editors put before UTF-8
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: the byte at offset {error.start} is not UTF-8; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: its lists are nested too deeply; no field needs that") from None
 
 
 def read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

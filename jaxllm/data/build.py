@@ -238,7 +238,7 @@ def _source_entry(
     """Write the files of a source from its chunks."""
     splits = {split: _join(storage, prefix, split, names, dtype, held_out_counts) for split in SPLITS}
     if splits["held_out"].num_tokens == 0:
-        raise ValueError(f"sources: {source.config.path!r} is too small to hold anything out: add text to it")
+        raise ValueError(f"data.sources: {source.config.path!r} is too small to hold anything out: add text to it")
     return SourceEntry(
         name=source.split.source,
         path=source.config.path,

@@ -38,7 +38,7 @@ def documents(source: SourceConfig) -> Iterator[Document]:
             empty = False
             yield document
     if empty:
-        raise ValueError(f"sources: {source.path!r} holds no text but white space: name files with text")
+        raise ValueError(f"data.sources: {source.path!r} holds no text but white space: name files with text")
 
 
 def file_documents(source: SourceConfig, file: SourceFile) -> Iterator[Document]:
@@ -63,7 +63,7 @@ def file_documents(source: SourceConfig, file: SourceFile) -> Iterator[Document]
 
 def _format(path: pathlib.Path) -> str:
     stem = path.stem if path.suffix in COMPRESSED else path.name
-    return {".jsonl": "jsonl", ".parquet": "parquet"}.get(pathlib.PurePath(stem).suffix, "text")
+    return {".jsonl": "jsonl", ".parquet": "parquet"}.get(pathlib.PurePath(stem).suffix.lower(), "text")
 
 
 def _whole_file(file: SourceFile, skip_other_encodings: bool) -> Iterator[Document]:

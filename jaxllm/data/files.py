@@ -57,13 +57,13 @@ def find(source: SourceConfig) -> list[SourceFile]:
     Raises:
         ValueError: nothing is there, or nothing but empty files.
     """
-    place = fetch(source.path, "sources")
-    path = pathlib.Path(place).expanduser()
+    place = fetch(source.path, "data.sources")
+    path = pathlib.Path(os.path.expanduser(place))
     if source.is_embedded:
         pattern = source.path.removeprefix(EMBEDDED).removeprefix("/") or "*"
         files = [file for file in _find_embedded() if fnmatch.fnmatchcase(file.name, pattern)]
         if not files:
-            raise ValueError(f"sources: no file of {EMBEDDED} matches {source.path!r}: correct the pattern")
+            raise ValueError(f"data.sources: no file of {EMBEDDED} matches {source.path!r}: correct the pattern")
     elif path.is_dir():
         files = [_source_file(file, path) for file in _walk(path)]
     elif path.exists():
@@ -73,13 +73,13 @@ def find(source: SourceConfig) -> list[SourceFile]:
         matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
         files = [_source_file(file, base) for file in matches if file.is_file()]
         if not files:
-            raise ValueError(f"sources: no file matches {source.path!r}: correct the path")
+            raise ValueError(f"data.sources: no file matches {source.path!r}: correct the path")
     else:
-        raise ValueError(f"sources: there is no {source.path!r}: correct the path, which starts at {os.getcwd()}")
+        raise ValueError(f"data.sources: there is no {source.path!r}: correct the path, which starts at {os.getcwd()}")
     filled = sorted((file for file in files if file.size > 0), key=lambda file: file.name)
     if not filled:
         what = "is empty" if path.is_file() else "holds no file with anything in it"
-        raise ValueError(f"sources: {source.path!r} {what}: name files with text")
+        raise ValueError(f"data.sources: {source.path!r} {what}: name files with text")
     return filled
 
 
@@ -93,7 +93,8 @@ def _find_embedded() -> list[SourceFile]:
             files.append(_source_file(file, root))
     if not files:
         raise ValueError(
-            f"sources: {EMBEDDED!r} needs the standard library's .py files, and {root} has none: name another source"
+            f"data.sources: {EMBEDDED!r} needs the standard library's .py files, and {root} has none: "
+            "name another source"
         )
     return files
 

@@ -172,7 +172,7 @@ def read_manifest(storage: LocalStorage) -> Manifest | None:
     path = storage.root / MANIFEST
     try:
         content = storage.read(MANIFEST)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         version = msgspec.json.decode(content, type=dict)["format_version"]

@@ -177,7 +177,7 @@ class HuggingFace(_Tokenizer):
         token = eos_token or _eos_token(settings, vocabulary)
         if token not in vocabulary:
             what = f"no token {token!r}" if token else "none of the usual tokens that end a document"
-            raise ValueError(f"tokenizer.eos_token = {eos_token!r}: {place} has {what}; name one that it has")
+            raise ValueError(f"data.tokenizer.eos_token = {eos_token!r}: {place} has {what}; name one that it has")
         self.eos_id = vocabulary[token]
         self.files = {self.FILE: content, self.CONFIG: msgspec.json.encode(settings | {"eos_token": token})}
 
@@ -259,7 +259,7 @@ def _source_files(config: TokenizerConfig) -> list[pathlib.Path]:
     if isinstance(config, BytesTokenizer) or not config.path:
         return []
     names = (HuggingFace.FILE, HuggingFace.CONFIG) if isinstance(config, HuggingFaceTokenizer) else ()
-    path = pathlib.Path(fetch(config.path, "data.tokenizer.path", names)).expanduser()
+    path = pathlib.Path(os.path.expanduser(fetch(config.path, "data.tokenizer.path", names)))
     if isinstance(config, SentencePieceTokenizer):
         return [path]
     path = _hugging_face_file(path)
@@ -283,7 +283,7 @@ def _read(path: pathlib.Path) -> bytes:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}): copy it again") from None
     except OSError as error:
-        raise ValueError(f"tokenizer.path: {path} cannot be read ({error.strerror}): correct the path") from None
+        raise ValueError(f"data.tokenizer.path: {path} cannot be read ({error.strerror}): correct the path") from None
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes, which no tokenizer is: correct the path")
     return content

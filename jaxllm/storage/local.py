@@ -14,7 +14,8 @@ class LocalStorage:
     """A directory of the local file system as a Storage; it is made at the first write."""
 
     def __init__(self, root: str | os.PathLike[str]):
-        self.root = pathlib.Path(root).expanduser().resolve()
+        # by os.path: pathlib raises for an unknown user and for a link that leads to itself
+        self.root = pathlib.Path(os.path.realpath(os.path.expanduser(root)))
 
     def path(self, name: str) -> pathlib.Path:
         """Where a name's content lies, for readers that map files into memory.

@@ -1,6 +1,6 @@
 """The names in a run's directory, and its config read back."""
 
-from jaxllm.config import Experiment, load, read_toml
+from jaxllm.config import ConfigError, Experiment, load, read_toml
 from jaxllm.models import PRESETS
 from jaxllm.storage import Storage
 
@@ -19,4 +19,9 @@ def read_config(run: Storage) -> Experiment | None:
         content = run.read(CONFIG)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return load(read_toml(content, f"{run}/{CONFIG}"), presets=PRESETS)
+    where = f"{run}/{CONFIG}"
+    tree = read_toml(content, where)
+    try:
+        return load(tree, presets=PRESETS)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -5,7 +5,8 @@ processes -> lock -> store -> mesh -> program -> state (restored or made) -> ste
                                                           +-- the guard: a good checkpoint, other data
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
         policy = resolve(experiment.guard.policy, experiment.checkpoint, experiment.data)
 
         def begin() -> int:
-            _check_run(directory, experiment, force)
+            with _usable(directory):
+                _check_run(directory, experiment, force)
             open_store(experiment.data, _progress(console))
             return 0
 
@@ -75,11 +77,12 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
         batches = Batches(store, experiment.data)
         guard = Guard(experiment, policy, storage, store.digest, console.note)
         follow = experiment.guard.follow
-        followed = guard.followed(open_storage(follow, "guard.follow")) if follow else None
+        followed = guard.followed(open_storage(follow, "guard.follow"), experiment) if follow else None
         origin = open_origin(experiment, model, store.manifest.tokenizer.sha256, console.note)
 
         def take() -> int:
-            lock.acquire(console.note)
+            with _usable(directory):
+                lock.acquire(console.note)
             return 0
 
         processes.on_first(take)  # as late as this, so that mistakes leave nothing behind
@@ -100,6 +103,20 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
                 force,
                 trouble,
             ).run()
+
+
+@contextmanager
+def _usable(directory: Place) -> Iterator[None]:
+    """Take what a disk refuses of a run's directory, before anything is in it, for a mistake in its name."""
+    try:
+        yield
+    except OSError as error:
+        if is_url(directory):
+            raise
+        raise ValueError(
+            f"run.directory = {str(directory)!r}: it cannot be used ({(error.strerror or str(error)).lower()}); "
+            "name another, or another run.name"
+        ) from None
 
 
 def _check_run(directory: Place, experiment: Experiment, force: bool) -> None:

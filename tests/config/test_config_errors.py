@@ -85,7 +85,7 @@ def sentence(*arguments, **keywords) -> str:
         ),
         (
             {"log.loggers": "wandb"},
-            'log.loggers = "wandb": expected a list of "swanlab", "tensorboard", "wandb", got text',
+            'log.loggers = "wandb": expected a list of "swanlab", "tensorboard", "wandb", got text; write ["wandb"]',
         ),
         # choices
         (
@@ -106,7 +106,21 @@ def sentence(*arguments, **keywords) -> str:
         ({"mesh.tensor": 0}, "mesh.tensor = 0: use a positive number, or -1 for whatever devices are left"),
         ({"data.phases.0.batch_size": 0}, "data.phases.0.batch_size = 0: use 1 or more"),
         ({"optim.optimizer.beta1": 1}, "optim.optimizer.beta1 = 1.0: use a number from 0 to 1, 1 excluded"),
-        ({"optim.learning_rate": "nan"}, "optim.learning_rate = nan: use a positive number such as 3e-4"),
+        ({"optim.learning_rate": "nan"}, "optim.learning_rate = nan: use a finite number"),
+        ({"train.loss.z_loss": float("inf")}, "train.loss.z_loss = inf: use a finite number"),
+        ({"data.phases.0.steps": "1e40"}, f"data.phases.0.steps = {int(1e40)}: use a number of at most 64 bits"),
+        ({"data.store": "a\0b"}, 'data.store = "a\\u0000b": leave out the character \\u0000'),
+        ({"run.seed": 2**32}, "run.seed = 4294967296: use 0 to 4294967295"),
+        ({"run.name": ".."}, "run.name = '..': it is no directory of its own; use another"),
+        ({"data.store": "gs://b/x"}, "data.store = 'gs://b/x': it is mapped into memory; name a local directory"),
+        (
+            {"data.sources": [{"path": "s3://b/x.txt"}]},
+            "data.sources.0.path = 's3://b/x.txt': text is read from local files, or from hf://datasets/OWNER/NAME/PATH",
+        ),
+        (
+            {"mesh.data": -1, "mesh.tensor": -1, "mesh.fsdp": 2},
+            "mesh.data = -1: tensor = -1 too, and only one axis may be; give the others a number",
+        ),
         (
             {"train.accumulate": 3},
             "data.phases.0.batch_size = 8: it must be a multiple of train.accumulate = 3",
@@ -141,6 +155,7 @@ def sentence(*arguments, **keywords) -> str:
             "model.attention.num_heads = 6: d_model = 64 does not split into heads of an even width; "
             "set attention.head_dim",
         ),
+        ({"schema_version": 0}, "schema_version = 0: this jaxllm reads versions 1 to 1"),
         ({"schema_version": 9}, "schema_version = 9: this jaxllm reads versions 1 to 1; update jaxllm"),
         # missing
         (
@@ -216,6 +231,8 @@ def test_long_values_are_cut(smallest):
     [
         (b"[mesh]\ntensor = = 2\n", "not valid TOML: Invalid value (at line 2, column 10)"),
         (b"[mesh]\ntensor = 2", None),
+        (b"\xef\xbb\xbf[mesh]\ntensor = 2", None),
+        (b"x = " + b"[" * 3000, "its lists are nested too deeply; no field needs that"),
         (b"[mesh]\ntensor = 2\ntensor = 3\n", "not valid TOML: Cannot overwrite a value (at line 3, column 11)"),
         (b"[mesh", "not valid TOML: Expected ']' at the end of a table declaration (at end of document)"),
         (b"# caf\xe9\n", "the byte at offset 5 is not UTF-8; save the file as UTF-8"),

@@ -212,3 +212,10 @@ def test_real_corpora_are_read():
 
 def open_lines(path: pathlib.Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_endings_in_capitals_and_unknown_homes(tmp_path):
+    path = tmp_path / "A.JSONL"
+    path.write_text('{"text": "one"}\n')
+    assert read(path) == [("A.JSONL:1", "one")]
+    refused("~nobody-is-called-so/a.txt", "data.sources", "~nobody-is-called-so/a.txt", "correct the path")

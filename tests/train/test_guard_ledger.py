@@ -6,7 +6,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from jaxllm.config import CheckpointConfig, DataConfig, Falcon, Ladder, Off, Palm, PhaseConfig, Replay, Skip, load
+from jaxllm.config import (
+    CheckpointConfig,
+    DataConfig,
+    Falcon,
+    Ladder,
+    Off,
+    Palm,
+    PhaseConfig,
+    Replay,
+    Skip,
+    dump,
+    load,
+    resolved,
+)
 from jaxllm.data.steps import Range, Steps
 from jaxllm.models import PRESETS
 from jaxllm.storage import LocalStorage
@@ -150,14 +163,40 @@ def test_skips_in_all_units():
             "guard.policy.rewind_steps = 500: the good checkpoints that are kept reach back 200 steps; set "
             "checkpoint.keep_good = 5, or rewind less",
         ),
-        (Falcon(skip_batches=1000), CheckpointConfig(interval=100), "the data of 1000 steps, and the run has 1000"),
-        (Falcon(), CheckpointConfig(interval=100), "and the run has 1000; skip less"),
+        (
+            Falcon(skip_batches=1000),
+            CheckpointConfig(interval=100),
+            "guard.policy.skip_batches = 1000: it leaves out the data of 1,000 steps, and the run has 1,000; skip "
+            "less, such as skip_batches = 10",
+        ),
+        (Falcon(), CheckpointConfig(interval=100), "guard.policy.skip_tokens = 1000000000: "),
+        (Palm(skip_fraction=0.9999), CheckpointConfig(interval=100), "guard.policy.skip_fraction = 0.9999: "),
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(policy, checkpoint, sentence):
     with pytest.raises(ValueError) as caught:
         resolve(policy, checkpoint, DATA)
     assert sentence in str(caught.value)
+
+
+def test_only_a_run_of_the_same_experiment_is_followed(tmp_path):
+    def experiment(**run):
+        data = {"phases": [{"steps": 9}]}
+        return load({"model": {"preset": "llama3-8b"}, "data": data, "run": run}, presets=PRESETS)
+
+    here, there = experiment(name="here"), LocalStorage(tmp_path)
+    guard = Guard(here, Off(), LocalStorage(tmp_path / "here"), "digest", [].append)
+    with pytest.raises(ValueError, match=r"guard\.follow = .*: it holds no run, for it has no config\.toml; name a"):
+        guard.followed(there, here)
+    there.write("config.toml", dump(resolved(experiment(name="there", seed=3))).encode())
+    with pytest.raises(ValueError, match=r"run\.seed = 0 here and 3 there, and only the same experiment takes"):
+        guard.followed(there, here)
+    there.write("config.toml", b"[build]\njobs = 3\n")
+    with pytest.raises(ValueError, match=r"config\.toml: build = \{jobs = 3\}: unknown field"):
+        guard.followed(there, here)
+    there.write("config.toml", dump(resolved(experiment(name="there"))).encode())
+    append(there, 0, later(BACK, order=order(here.data, "digest")))
+    assert [entry.attempt for entry in guard.followed(there, here)] == [-1]
 
 
 def test_enough_are_kept_where_nothing_is_refused():

@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 
-from jaxllm.config import Experiment, Off, PolicyConfig
+from jaxllm.config import Experiment, Off, PolicyConfig, differences
+from jaxllm.config.errors import show
 from jaxllm.data.steps import Range, Steps
 from jaxllm.storage import Storage
 from jaxllm.train import processes
 from jaxllm.train.catalogue import Catalogue
+from jaxllm.train.directory import CONFIG, read_config
 from jaxllm.train.guard import rules
 from jaxllm.train.guard.ledger import Dropped, Entry, Ledger, RolledBack, append, from_json, order, read, same
 from jaxllm.train.guard.policy import kind, num_skipped, remedy
@@ -84,16 +86,30 @@ class Guard:
         if not force:
             self._check(self.ledger.entries, "the run's ledger")
 
-    def followed(self, storage: Storage) -> list[Entry]:
+    def followed(self, storage: Storage, experiment: Experiment) -> list[Entry]:
         """Another run's entries, as this one's: none of them is about checkpoints of this one.
 
+        Args:
+            storage: of the other run's directory.
+            experiment: this run's.
+
         Raises:
-            ValueError: an entry is damaged, or about other data.
+            ValueError: there is no such run, its experiment is another one, or an entry is damaged or about other data.
         """
+        where = f"guard.follow = {self._config.follow!r}"
+        theirs = read_config(storage)
+        if theirs is None:
+            raise ValueError(f"{where}: it holds no run, for it has no {CONFIG}; name a directory such as runs/base")
         entries = read(storage)
-        self._check(entries, f"guard.follow = {self._config.follow!r}: that ledger")
+        self._check(entries, f"{where}: that ledger")
+        for field, old, new, may_change in differences(theirs, experiment):
+            if not may_change and not field.startswith("guard."):
+                raise ValueError(
+                    f"{where}: {field} = {show(new)} here and {show(old)} there, and only the same experiment takes "
+                    "the same path; take the other run's config, but for [guard]"
+                )
         if not entries:
-            self._say(f"guard.follow = {self._config.follow!r}: that run's guard has never acted")
+            self._say(f"{where}: that run's guard has never acted")
         return [msgspec.structs.replace(entry, attempt=-1) for entry in entries]
 
     def remember(self, saved: Any) -> None:

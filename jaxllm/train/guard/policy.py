@@ -133,8 +133,9 @@ def misfit(policy: PolicyConfig, checkpoint: CheckpointConfig, data: DataConfig)
     if not isinstance(policy, Replay):
         skipped = num_skipped(policy.skip, 1.0, Steps(data), 0, data.num_steps)
         if skipped >= data.num_steps:
+            name, value = next((name, value) for name, value in policy.skip._asdict().items() if value)
             return (
-                f"guard.policy.skip_...: it leaves out the data of {skipped} steps, and the run has {data.num_steps}; "
-                "skip less, such as skip_fraction = 0.01"
+                f"guard.policy.skip_{name} = {value}: it leaves out the data of {skipped:,} steps, and the run has "
+                f"{data.num_steps:,}; skip less, such as skip_batches = {max(data.num_steps // 100, 1)}"
             )
     return ""
