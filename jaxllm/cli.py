@@ -162,56 +162,48 @@ def _fields(section: str) -> int:
 
 
 def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from jaxllm.config import AXES, TrainConfig
     from jaxllm.roofline import summary
 
     if (arguments.config is None) == (arguments.preset is None):
         raise ValueError("name either a config or --preset NAME, as in: jaxllm show --preset llama3-8b")
-    if arguments.preset is not None:
-        experiment = from_preset(arguments.preset, rest)
-        name, length = experiment.run.name, experiment.data.phases[0].sequence_length
-        model, one = experiment.model, {str(axis): 1 for axis in AXES}
-        adapters = _adapters(experiment, model, one)
-        numbers = summary.summarise(model, length, name=name, train=TrainConfig(), adapters=adapters)
-    else:
-        experiment = load(arguments, rest)
-        numbers = _summarise(experiment, arguments.devices)
+    experiment = from_preset(arguments.preset, rest) if arguments.preset else load(arguments, rest)
+    numbers = _summarise(experiment, arguments.devices)
     if arguments.json:
         print(json.dumps(numbers, indent=2))
         return DONE
     print(summary.text(numbers))
-    if "mesh" in numbers:
-        shape = ", ".join(f"{axis} {size}" for axis, size in numbers["mesh"].items() if size > 1) or "no axis split"
-        print(f"{'mesh':<20}{numbers['devices']} devices: {shape}; --devices N asks for others")
+    shape = ", ".join(f"{axis} {size}" for axis, size in numbers["mesh"].items() if size > 1) or "no axis split"
+    on = f"{numbers['devices']} device{'s' * (numbers['devices'] > 1)}: {shape}"
+    tokens = f"{numbers['tokens_per_device']:,} tokens of a micro-batch on each"
+    print(f"{'mesh':<20}{on}; {tokens}; --devices N asks for others")
     return DONE
 
 
 def _summarise(experiment: Experiment, num_devices: int) -> dict[str, Any]:
-    """A config's numbers; without a number of devices, on as few as its mesh allows."""
+    """An experiment's numbers; without a number of devices, on as few as its mesh allows."""
     from jaxllm import mesh_sizes
-    from jaxllm.data.store import open_store
     from jaxllm.roofline import device, summary
-    from jaxllm.train.assemble import resolve_vocabulary
 
     model, mesh, phase = experiment.model, experiment.mesh, experiment.data.phases[0]
     if model.vocab_size == 0:
+        from jaxllm.data.store import open_store
+        from jaxllm.train.assemble import resolve_vocabulary
+
         model = resolve_vocabulary(model, open_store(experiment.data).tokenizer.vocab_size)
     least = math.prod(size for size in mesh.shape if size != -1)
     sizes = mesh_sizes.resolve(mesh, num_devices or least)
     mesh_sizes.check_model(model, sizes)
+    adapters = _adapters(experiment, model, sizes)
     numbers = summary.summarise(
         model,
         phase.sequence_length,
+        device.of_experiment(experiment, model, sizes, adapters),
         name=experiment.run.name,
         train=experiment.train,
-        optimizer=experiment.optim.optimizer,
-        mesh=sizes,
-        zero=mesh.zero,
-        sequence_parallel=mesh.sequence_parallel,
-        tokens=max(device.micro_batch_tokens(experiment, sizes)),
-        adapters=_adapters(experiment, model, sizes),
+        adapters=adapters,
     )
-    return {"devices": math.prod(sizes.values()), "mesh": sizes, **numbers}
+    tokens = max(device.micro_batch_tokens(experiment, sizes))
+    return {"devices": math.prod(sizes.values()), "mesh": sizes, "tokens_per_device": tokens, **numbers}
 
 
 def _adapters(experiment: Experiment, model: ModelConfig, mesh: Mapping[str, int]) -> "Adapters | None":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from jaxllm.arguments import DONE, OVERRIDES, load, none, overrides
+from jaxllm.arguments import DONE, OVERRIDES, from_preset, load, none
 
 if TYPE_CHECKING:
     from jaxllm.plan.prices import Price
@@ -134,8 +134,6 @@ def _share(mfu: float) -> float:
 
 def _served(arguments: argparse.Namespace, rest: Sequence[str]) -> "Served":
     """The model that a command names."""
-    import jaxllm
-    from jaxllm import models
     from jaxllm.plan import serving
 
     if arguments.preset is None:
@@ -150,7 +148,5 @@ def _served(arguments: argparse.Namespace, rest: Sequence[str]) -> "Served":
     if re.sub("[^a-z0-9]", "", arguments.preset.lower()) == "deepseekv3":
         none(rest)
         return serving.deepseek_v3()
-    name = models.find(arguments.preset)
-    phase = {"sequence_length": models.CONTEXT_LENGTHS[name], "batch_size": 1, "steps": 1}
-    experiment = jaxllm.load_experiment({"model": {"preset": name}, "data": {"phases": [phase]}}, overrides(rest))
-    return serving.dense(experiment.model, name)
+    experiment = from_preset(arguments.preset, rest)
+    return serving.dense(experiment.model, experiment.run.name)

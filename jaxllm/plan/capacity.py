@@ -1,9 +1,9 @@
 """The largest model that given devices can train, by recipe.
 
 A recipe is dtypes and an optimizer: how many bytes of state a parameter takes. The rest, activations and logits of one
-sequence a device at a time with `remat = "block"`, is counted by `roofline.summary`, as `jaxllm show` counts it. The
-sizes are those of Llama-shaped models, in LLaMA's own proportions (Touvron et al. 2023, table 2): heads of 128, a block
-for every 128 of d_model, d_ff 8/3 of it.
+sequence a device at a time with `remat = "block"`, is the sum of `roofline.device`'s parts. The sizes are those of
+Llama-shaped models, in LLaMA's own proportions (Touvron et al. 2023, table 2): heads of 128, a block for every 128 of
+d_model, d_ff 8/3 of it.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from jaxllm.config import (
     PrecisionConfig,
     TrainConfig,
 )
+from jaxllm.roofline.device import memory_per_device
 from jaxllm.roofline.hardware import Chip
 from jaxllm.roofline.memory import Adapters
-from jaxllm.roofline.summary import summarise
 
 USABLE = 0.9
 """Of a device's memory; the rest is the runtime's, buffers of collectives and what allocation wastes."""
@@ -87,15 +87,15 @@ def memory(
         sequence_length: of the one sequence that each device works on at a time.
     """
     pieces = num_devices // data
-    return summarise(
+    held = memory_per_device(
         model,
-        sequence_length,
-        train=TrainConfig(precision=recipe.precision, remat="block"),
-        optimizer=recipe.optimizer,
-        mesh={"data": data, "fsdp": pieces},
+        TrainConfig(precision=recipe.precision, remat="block"),
+        recipe.optimizer,
+        {"data": data, "fsdp": pieces},
         tokens=sequence_length,
         adapters=_adapters(model, recipe.lora_rank, pieces) if recipe.lora_rank else None,
-    )["memory_per_device"]
+    )
+    return {**held, "total": sum(held.values())}
 
 
 def _adapters(model: ModelConfig, rank: int, pieces: int) -> Adapters:

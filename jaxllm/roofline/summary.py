@@ -2,30 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
-from jaxllm.config import AdamW, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.config import ModelConfig, TrainConfig
 from jaxllm.roofline.conventions import MAIN, Convention, Counted, flops_per_token, formula, hardware_flops_per_token
-from jaxllm.roofline.device import memory_per_device
 from jaxllm.roofline.memory import BYTES, Adapters, kv_cache_bytes
 from jaxllm.roofline.transformer import parameters
 
 _TRAIN = TrainConfig()
-_ADAMW = AdamW()
-_ONE_DEVICE: Mapping[str, int] = {}
 
 
 def summarise(
     model: ModelConfig,
     sequence_length: int,
+    memory: Mapping[str, int],
     *,
     name: str = "",
     train: TrainConfig = _TRAIN,
-    optimizer: OptimizerConfig = _ADAMW,
-    mesh: Mapping[str, int] = _ONE_DEVICE,
-    zero: Literal[1, 2, 3] = 3,
-    sequence_parallel: bool = False,
-    tokens: int = 0,
     adapters: Adapters | None = None,
 ) -> dict[str, Any]:
     """Parameters, FLOPs and bytes of a model, as plain data that JSON can hold.
@@ -33,20 +26,15 @@ def summarise(
     Args:
         model: the decoder, with its vocabulary known.
         sequence_length: tokens of a sequence.
+        memory: bytes of one device in training by what they hold, as `roofline.device` counts them.
         name: what to call the model.
-        train: dtypes, rematerialisation and loss chunk.
-        optimizer: whose moments are counted.
-        mesh: devices along each axis, none of them -1; absent axes have one.
-        zero: as in `MeshConfig.zero`.
-        sequence_parallel: as in `MeshConfig.sequence_parallel`.
-        tokens: of a micro-batch on one device; 0 leaves activations and logits out.
+        train: dtypes and rematerialisation.
         adapters: what is trained, where it is these alone.
 
     Returns:
         name, sequence_length; parameters: total, trainable, active and by part; flops_per_token by convention,
-        and hardware_flops_per_token with what `remat` computes again; memory_per_device: bytes by what they
-        hold, their total last; kv_cache_bytes_per_token; compute: the dtype of activations, logits' gradients and
-        cached keys and values.
+        and hardware_flops_per_token with what `remat` computes again; memory_per_device: `memory`, its total last;
+        kv_cache_bytes_per_token; compute: the dtype of activations, logits' gradients and cached keys and values.
 
     Raises:
         ValueError: the vocabulary is not known yet.
@@ -55,16 +43,6 @@ def summarise(
     counted, compute = Counted.of(model), train.precision.compute
     width = BYTES[compute]
     trained = adapters.total if adapters else 0
-    memory = memory_per_device(
-        model,
-        train,
-        optimizer,
-        mesh,
-        zero=zero,
-        sequence_parallel=sequence_parallel,
-        tokens=tokens,
-        adapters=adapters,
-    )
     return {
         "name": name,
         "sequence_length": sequence_length,
@@ -108,7 +86,7 @@ def text(summary: Mapping[str, Any]) -> str:
     again = summary["hardware_flops_per_token"][MAIN[0]] / summary["flops_per_token"][MAIN[0]]
     if again > 1:
         rows.append(("", f"HFU is {again:.2f} x MFU under {MAIN[0]}: train.remat = {summary['remat']} computes again"))
-    rows.append(("memory per device", "in training, before buffers of the compiler and of collectives"))
+    rows.append(("memory per device", "in training, at the fullest moment of a step, as compilers make it"))
     rows += [(f"  {part}", f"{size / 1e9:,.3f} GB") for part, size in summary["memory_per_device"].items()]
     cache = f"{summary['kv_cache_bytes_per_token']:,} bytes a token of each sequence, in {summary['compute']}"
     rows.append(("key-value cache", cache))
