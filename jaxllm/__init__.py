@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from jax.sharding import Mesh
+
     from jaxllm.config import Experiment
+    from jaxllm.data.tokenizer import Tokenizer
     from jaxllm.plan.search import Plan
+    from jaxllm.pretrained import Model
+    from jaxllm.storage import Place
     from jaxllm.train import guard
     from jaxllm.train.loop import Run
 
-__all__ = ["guard", "load_experiment", "plan", "train"]
+__all__ = ["guard", "load_experiment", "load_pretrained", "plan", "train"]
 
 
 def load_experiment(config: str | Path | dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -43,6 +48,25 @@ def train(experiment: Experiment) -> Run:
     from jaxllm.train.loop import train
 
     return train(experiment)
+
+
+def load_pretrained(path: Place, mesh: Mesh | Mapping[str, int] | None = None) -> tuple[Model, Tokenizer | None]:
+    """A trained model and its tokenizer: `model(tokens).logits` is float32[B, T, V] of int[B, T].
+
+    Args:
+        path: a run, which may be a URL: its newest checkpoint; or a directory in Hugging Face's format.
+        mesh: devices: a mesh, or sizes by axis, such as {"tensor": 4}, the others 1. By default tensor, over as many
+            devices as divide the model.
+
+    Returns:
+        The model, its parameters in the dtype that it computes in; and the tokenizer, None where there is none.
+
+    Raises:
+        ValueError: one sentence: there is no model, it is damaged, or it does not fit the mesh.
+    """
+    from jaxllm.pretrained import load_pretrained
+
+    return load_pretrained(path, mesh)
 
 
 def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0, price: float | None = None) -> Plan:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli_bench as bench
-from jaxllm import cli_budget, cli_plan
+from jaxllm import cli_budget, cli_generate, cli_plan
 from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, from_preset, joined, load, none
 from jaxllm.config import Experiment, ModelConfig, describe
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_plan.register(add)
     cli_budget.register(add)
+    cli_generate.register(add)
 
     data = commands.add_parser("data", help="Text into tokens.", allow_abbrev=False).add_subparsers(
         metavar="COMMAND", required=True

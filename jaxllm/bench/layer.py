@@ -183,10 +183,10 @@ def _functions(part: Share) -> dict[str, tuple[Callable[..., jax.Array], tuple[A
     norm = next(name for name in params if name.endswith("norm"))
     return {
         "kernel": (kernel, (q, (k, v), *batch)),
-        "attention": of(("attention",), lambda one, x, positions, segments: one.attention(x, positions, segments)),
+        "attention": of(("attention",), lambda one, x, positions, segments: one.attention(x, positions, segments)[0]),
         "mlp": of(("mlp",), lambda one, x, *_: one.mlp(x)),
         "norm": of((norm,), lambda one, x, *_: getattr(one, norm)(x)),
-        "block": of(tuple(params), lambda one, x, positions, segments: one(x, positions, segments)),
+        "block": of(tuple(params), lambda one, x, positions, segments: one(x, positions, segments)[0]),
     }
 
 

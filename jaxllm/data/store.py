@@ -168,6 +168,23 @@ def open_store(config: DataConfig, progress: Progress | None = None) -> Store:
     return Store(storage, manifest)
 
 
+def find_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """The tokenizer of the store that a config asks for; None where there is no finished one, or its sources are gone.
+
+    Raises:
+        ValueError: the store or its tokenizer is damaged.
+    """
+    place = config.store
+    if not place:
+        try:
+            place = default_directory(config, _identify(config)[1])
+        except ValueError:
+            return None  # without the sources nobody knows its name
+    if read_manifest(LocalStorage(place)) is None:
+        return None
+    return load_saved(pathlib.Path(place) / TOKENIZER)
+
+
 def _identify(config: DataConfig) -> tuple[list[list[SourceFile]], str]:
     files = [find(source) for source in config.sources]
     return files, fingerprint(config, files, source_digest(config.tokenizer))

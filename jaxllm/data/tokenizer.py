@@ -210,20 +210,33 @@ class Bytes(_Tokenizer):
         return bytes(token for token in ids if token != self.eos_id).decode("utf-8", "replace")
 
 
+FILES = (SentencePiece.FILE, HuggingFace.FILE, HuggingFace.CONFIG, Bytes.FILE)
+"""Names of the files that tokenizers are saved as."""
+
+
 def load_saved(directory: str | os.PathLike[str], num_threads: int = -1) -> Tokenizer:
     """The tokenizer whose files `Tokenizer.save` wrote; `num_threads` is SentencePiece's.
 
     Raises:
         ValueError: the directory holds no tokenizer, or a damaged one.
     """
-    directory = pathlib.Path(directory)
-    if (path := directory / SentencePiece.FILE).exists():
-        return SentencePiece(_read(path), str(path), num_threads)
-    if (path := directory / HuggingFace.FILE).exists():
-        return HuggingFace(_read(path), _read(directory / HuggingFace.CONFIG), str(path))
-    if (directory / Bytes.FILE).exists():
+    paths = [pathlib.Path(directory) / name for name in FILES]
+    return from_files({path.name: _read(path) for path in paths if path.exists()}, str(directory), num_threads)
+
+
+def from_files(files: Mapping[str, bytes], place: str, num_threads: int = -1) -> Tokenizer:
+    """The tokenizer of the contents that `Tokenizer.files` gave; `place` is how errors call where they lie.
+
+    Raises:
+        ValueError: there is no tokenizer among them, or a damaged one.
+    """
+    if (name := SentencePiece.FILE) in files:
+        return SentencePiece(files[name], f"{place}/{name}", num_threads)
+    if (name := HuggingFace.FILE) in files:
+        return HuggingFace(files[name], files.get(HuggingFace.CONFIG, b""), f"{place}/{name}")
+    if Bytes.FILE in files:
         return Bytes()
-    raise ValueError(f"{directory} holds no tokenizer: neither {SentencePiece.FILE} nor {HuggingFace.FILE}")
+    raise ValueError(f"{place} holds no tokenizer: neither {SentencePiece.FILE} nor {HuggingFace.FILE}")
 
 
 def load_tokenizer(config: TokenizerConfig) -> Tokenizer:

@@ -14,6 +14,7 @@ import jax
 from jaxllm.config import AttentionConfig, NormConfig
 from jaxllm.layers import kernels
 from jaxllm.layers.alibi import tilts
+from jaxllm.layers.cached import Cache, Query, attend_cached
 from jaxllm.layers.largest_logits import largest_logits
 from jaxllm.layers.linear import add_bias, contract, enter, leave
 from jaxllm.layers.norm import HeadNorm
@@ -70,18 +71,29 @@ class Attention(Layer):
             self.query_norm = HeadNorm(norm, config.qk_norm, (heads, head_dim), "heads", recipe)
             self.key_norm = HeadNorm(norm, config.qk_norm, (kv_heads, head_dim), "kv_heads", recipe)
 
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; position t sees the positions up to t of its own segment."""
+    def __call__(
+        self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """[B, T, D] -> [B, T, D]; position t sees the positions up to t of its own segment.
+
+        With a cache it sees those of earlier calls too; the cache comes back with keys and values of this one.
+        """
         recipe, config = self.recipe, self.config
         with jax.named_scope("attention"):
             x_BTD = enter(x_BTD, recipe)
             q_BTNH, k_BTKH = self._queries_and_keys(x_BTD, positions_BT)
             v_BTKH = self._heads(x_BTD, "value", "kv_heads")
             scoring = kernels.Scoring(self.scale, config.soft_cap, config.window)
-            tilts_BTN = self._tilts(positions_BT)
-            mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, scoring, tilts_BTN)
+            tilts_BTN, seen = self._tilts(positions_BT), None
+            if cache is not None:
+                seen, cache = cache.extend(k_BTKH, v_BTKH, positions_BT, segments_BT)
+            if seen is None:
+                mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, config.kernel, recipe, scoring, tilts_BTN)
+            else:
+                query = Query(q_BTNH, positions_BT, segments_BT, tilts_BTN)
+                mixed_BTNH = attend_cached(query, seen, self._tilts(seen.positions_BS), scoring, recipe)
             y_BTD = leave(contract(mixed_BTNH, self.matrix("output"), (None,), recipe, num_inputs=2), recipe)
-            return add_bias(y_BTD, self.use("output_bias")) if config.bias == "all" else y_BTD
+            return add_bias(y_BTD, self.use("output_bias")) if config.bias == "all" else y_BTD, cache
 
     def largest_logits(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """[B, T, D], as `__call__` gets it -> float32[N]: the largest logit of each head, without cap and ALiBi."""

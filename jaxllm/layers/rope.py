@@ -118,6 +118,16 @@ def _dynamic_growth(scaling: DynamicScaling, num_dims: int, longer: Any) -> Any:
     return (scaling.factor * longer - (scaling.factor - 1)) ** (num_dims / (num_dims - 2))
 
 
+def changes(config: RopeConfig, before: int, after: int) -> bool:
+    """Whether positions turn otherwise in a sequence of `after` tokens than in its first `before` ones alone."""
+    match config.scaling:
+        case DynamicScaling(original_max_positions=original):
+            return after > max(before, original)
+        case LongRopeScaling(original_max_positions=original):
+            return before <= original < after
+    return False
+
+
 def _at_length(config: RopeConfig, num_dims: int, positions_BT: jax.Array) -> jax.Array:
     """`frequencies` as an array, of a length that is traced: float32[R / 2]."""
     match config.scaling:

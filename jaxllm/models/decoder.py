@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.config import BlockConfig, ModelConfig, NormConfig
 from jaxllm.layers.attention import Attention
+from jaxllm.layers.cached import Cache, Caches, StackedCache
 from jaxllm.layers.context import balance, restore
 from jaxllm.layers.embed import Embedding, Head, Positions, logits
 from jaxllm.layers.linear import PRODUCT
@@ -38,6 +39,9 @@ BLOCK_INPUT = "block_input"
 
 PERIOD = "period"
 """Where the parameters of the repeated blocks are."""
+
+GROUPS = ("prefix", PERIOD, "remainder")
+"""The blocks, first to last."""
 
 
 class Block(nnx.Module):
@@ -59,17 +63,19 @@ class Block(nnx.Module):
             self.attention_post_norm = Norm(config.norm, model.d_model, recipe)
             self.mlp_post_norm = Norm(config.norm, model.d_model, recipe)
 
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+    def __call__(
+        self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """[B, T, D] -> [B, T, D]; the cache, if any, comes back with what attention has added."""
         x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
         read_BTD = self.attention_input(x_BTD)
-        attended_BTD = self.attention(read_BTD, positions_BT, segments_BT)
+        attended_BTD, cache = self.attention(read_BTD, positions_BT, segments_BT, cache)
         after_BTD = x_BTD + (self.attention_post_norm(attended_BTD) if self.post else attended_BTD)
         if not self.shared:
             read_BTD = x_BTD if self.parallel else after_BTD
             read_BTD = self.mlp_norm(read_BTD) if self.pre else read_BTD
         made_BTD = self.mlp(read_BTD)
-        return after_BTD + (self.mlp_post_norm(made_BTD) if self.post else made_BTD)
+        return after_BTD + (self.mlp_post_norm(made_BTD) if self.post else made_BTD), cache
 
     def attention_input(self, x_BTD: jax.Array) -> jax.Array:
         """What attention reads of the block's input: [B, T, D] -> [B, T, D]."""
@@ -151,6 +157,38 @@ class Decoder(nnx.Module):
         """The last norm: what the head reads, [B, T, D]."""
         return self.norm(x_BTD)
 
+    def extend(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Caches
+    ) -> tuple[jax.Array, Caches]:
+        """Go on from what a cache holds: what the head reads of these tokens, [B, T, D], and the cache with them.
+
+        Over neither pipe nor context.
+
+        Args:
+            tokens_BT: int[B, T], the next T of each row.
+            positions_BT: int[B, T], in their segment.
+            segments_BT: int[B, T], 0 or more; tokens see those of their own segment, of this call and earlier ones.
+            cache: by group of blocks, one a slot.
+        """
+        assert not self.recipe.rules.staged and not self.recipe.rules.ring, "a cache lies on neither pipe nor context"
+        laid = self.recipe.rules.activation("batch", "sequence")
+        tokens_BT, positions_BT, segments_BT = (jax.reshard(x, laid) for x in (tokens_BT, positions_BT, segments_BT))
+        x_BTD, after = self.embed(tokens_BT, positions_BT), {}
+        for group in GROUPS:
+            slots: list[Block] = list(getattr(self, group))
+            if slots:
+                run = functools.partial(_extend_slots, positions_BT=positions_BT, segments_BT=segments_BT)
+                num = len(jax.tree.leaves(slots)[0])
+                numbered, unroll = (slots, jnp.arange(num)), num if self.unroll else 1
+                with jax.named_scope("blocks"):
+                    (x_BTD, caches), _ = jax.lax.scan(run, (x_BTD, cache[group]), numbered, unroll=unroll)
+                after[group] = [one.advance(positions_BT, segments_BT) for one in caches]
+        return self.final(x_BTD), after
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """float32[B, T, V] of what the head reads."""
+        return logits(x_BTD, self.head_weight(), self.recipe, self.config.final_soft_cap)
+
     def head_weight(self) -> jax.Array:
         """The head's weight in the compute dtype: [D, V]."""
         return self.embedding.weight() if self.config.tie_embeddings else self.head.weight()
@@ -174,12 +212,11 @@ class Decoder(nnx.Module):
         batch = balance({"tokens": tokens_BT, "positions": positions_BT, "segments": segments_BT}, rules)
         x_BTD = self.blocks(self.embed(batch["tokens"], batch["positions"]), batch["positions"], batch["segments"])
         x_BTD = jax.reshard(self.final(x_BTD), rules.activation("batch", "sequence", None))
-        logits_BTV = logits(x_BTD, self.head_weight(), self.recipe, self.config.final_soft_cap)
-        return Output(restore(logits_BTV, rules))
+        return Output(restore(self.logits(x_BTD), rules))
 
 
 def _run_block(x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    return block(x_BTD, positions_BT, segments_BT)
+    return block(x_BTD, positions_BT, segments_BT)[0]
 
 
 def _run_slots(run: Callable[..., jax.Array], x_BTD: jax.Array, slots: list[Block]) -> tuple[jax.Array, None]:
@@ -187,6 +224,21 @@ def _run_slots(run: Callable[..., jax.Array], x_BTD: jax.Array, slots: list[Bloc
     for block in slots:
         x_BTD = run(x_BTD, block)
     return x_BTD, None
+
+
+def _extend_slots(
+    carry: tuple[jax.Array, list[StackedCache]],
+    now: tuple[list[Block], jax.Array],
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+) -> tuple[tuple[jax.Array, list[StackedCache]], None]:
+    """The blocks of one repetition and their caches, which are carried along whole: so they are written in place."""
+    (x_BTD, caches), (slots, repeat), after = carry, now, []
+    for block, stacked in zip(slots, caches, strict=True):
+        x_BTD, cache = block(x_BTD, positions_BT, segments_BT, stacked.at(repeat))
+        assert cache is not None
+        after.append(stacked.back(cache))
+    return (x_BTD, after), None
 
 
 def _rematerialise(
@@ -249,7 +301,7 @@ def layer_numbers(config: ModelConfig, name: str) -> tuple[int, ...]:
     Examples: `period.0.mlp.up` of 4 layers, period 1: (0, 1, 2, 3); `norm.scale`: ().
     """
     group, _, rest = name.partition(".")
-    if group not in ("prefix", "period", "remainder"):
+    if group not in GROUPS:
         return ()
     slot = int(rest.partition(".")[0])
     num_prefix, num_slots = len(config.prefix), len(config.slots)
@@ -263,7 +315,7 @@ def layer_numbers(config: ModelConfig, name: str) -> tuple[int, ...]:
 def canonical_name(name: str) -> str:
     """A dotted name without its place in the stack: `period.0.mlp.up` -> `layers.mlp.up`."""
     group, _, rest = name.partition(".")
-    if group not in ("prefix", "period", "remainder"):
+    if group not in GROUPS:
         return name
     return "layers." + rest.partition(".")[2]
 

@@ -18,7 +18,7 @@ from jaxllm.train import environment, processes
 from jaxllm.train.assemble import Program
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.console import Console
-from jaxllm.train.directory import CHECKPOINTS, CONFIG, REPORT
+from jaxllm.train.directory import CHECKPOINTS, CONFIG, REPORT, TOKENIZER
 from jaxllm.train.evaluation import WHOLE, Evaluation
 from jaxllm.train.guard import dossier
 from jaxllm.train.guard.host import Guard, told
@@ -102,6 +102,8 @@ class Attempt:
         config = resolved(self.experiment)
         if processes.is_first():
             self.storage.write(CONFIG, dump(config).encode())
+            for name, content in self.store.tokenizer.files.items():
+                self.storage.write(f"{TOKENIZER}/{name}", content)
             environment.record(self.storage, attempt, self.program.mesh)
         self.records = Records(self.directory, attempt, self.experiment.log, config, self.console.note)
         self.stepping = Stepping(

@@ -6,6 +6,7 @@ from jaxllm.storage import Storage
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
+TOKENIZER = "tokenizer"
 REPORT = "report.html"
 
 

@@ -13,6 +13,8 @@ import jax
 from jaxllm.config import DataConfig, EvalConfig
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import Store
+from jaxllm.generate.draw import Sampling
+from jaxllm.generate.engine import Generator
 from jaxllm.generate.sample import sample
 from jaxllm.layers.param import Tree
 from jaxllm.train.assemble import Program
@@ -76,15 +78,13 @@ class Evaluation:
         config, tokenizer = self._config, self._store.tokenizer
         if not config.sample_tokens:
             return {}
-        ids = sample(
-            self._program.decoder,
-            params,
-            [int(one) for one in (tokenizer.eos_id, *tokenizer.encode(config.sample_prompt))],
-            config.sample_tokens,
-            config.sample_temperature,
-            jax.random.key(self._seed),
-            tokenizer.vocab_size,
-            self._length,
-        )
+        prompt = [int(one) for one in (tokenizer.eos_id, *tokenizer.encode(config.sample_prompt))]
+        how = Sampling(temperature=config.sample_temperature, seed=self._seed)
+        decoder, num_tokens = self._program.decoder, config.sample_tokens
+        rules = decoder.recipe.rules
+        if rules.staged or rules.ring or len(prompt) + num_tokens > self._length:
+            ids = sample(decoder, params, prompt, num_tokens, how, tokenizer.vocab_size, self._length)
+        else:
+            ids = Generator(decoder, params, tokenizer.vocab_size).complete([prompt], num_tokens, how)[0]
         text = tokenizer.decode(one for one in ids if one != tokenizer.eos_id)
         return {"prompt": config.sample_prompt, "sample": text}

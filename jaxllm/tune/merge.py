@@ -17,7 +17,7 @@ from jaxllm.sharding import make_mesh, make_rules
 from jaxllm.storage import Place, Storage, open_storage
 from jaxllm.train.catalogue import Meta
 from jaxllm.train.checkpoints import Checkpoints
-from jaxllm.train.directory import CHECKPOINTS, CONFIG
+from jaxllm.train.directory import CHECKPOINTS, CONFIG, TOKENIZER
 from jaxllm.train.guard.rules import forget
 from jaxllm.train.initial import INIT_FROM, Origin, find_origin
 from jaxllm.train.loss_scale import LossScale
@@ -61,6 +61,8 @@ def merge(run: Place, out: Place, say: Callable[[str], None] = print) -> Meta:
         params, meta = _adapters(tuned, decoder, mesh, trained)
         whole = trained.attach(params, base.read_again(decoder, mesh, dtype, meta.extra[INIT_FROM]))
         state = jax.jit(lambda given: _state(merged(given, decoder), meta))(whole)
+        for name in tuned.storage.list(f"{TOKENIZER}/"):
+            storage.write(name, tuned.storage.read(name))
         _write(storage, _plain(experiment, model, dtype, str(out)), state, meta, say)
     return meta
 
