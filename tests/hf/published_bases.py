@@ -1,7 +1,8 @@
 """What the `config.json` files of the published weights have in common, release by release, in their own schema.
 
-The values behind `published_configs.py`. Keys that nobody reads any more are kept, because a reader meets them. Left
-out are those that say how to generate, which code to download, or which version wrote the file.
+The values behind `published_configs.py`. They were written down, not downloaded. Keys that nobody reads any more are
+kept, because a reader meets them. Left out are those that say how to generate, which code to download, or which version
+wrote the file.
 """
 
 from typing import Any
