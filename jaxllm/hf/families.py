@@ -178,9 +178,7 @@ def read(name: str, keys: Keys, max_positions: int) -> ModelConfig:
         ValueError: naming the key.
     """
     family = FAMILIES[name]
-    d_model, num_layers = keys.whole("hidden_size"), keys.whole("num_hidden_layers")
-    if num_layers == 0:
-        raise keys.refuse("num_hidden_layers", 0, "use 1 or more")
+    d_model, num_layers = keys.count("hidden_size"), keys.count("num_hidden_layers")
     attention = _attention(family, keys, d_model)
     norm = NormConfig(epsilon=keys.number("rms_norm_eps"), unit_offset=family.gemma)
     mlp = MLPConfig(
@@ -199,7 +197,7 @@ def read(name: str, keys: Keys, max_positions: int) -> ModelConfig:
         [block(kind) for kind in kinds],
         block(shared),
         family=name,
-        vocab_size=keys.whole("vocab_size"),
+        vocab_size=keys.count("vocab_size"),
         d_model=d_model,
         tie_embeddings=keys.take("tie_word_embeddings"),
         embedding_scale=d_model**0.5 if family.gemma else 1.0,
@@ -210,11 +208,11 @@ def read(name: str, keys: Keys, max_positions: int) -> ModelConfig:
 
 def _attention(family: Family, keys: Keys, d_model: int) -> AttentionConfig:
     """What all layers' attention shares."""
-    heads, head_dim = keys.whole("num_attention_heads"), keys.whole("head_dim")
+    heads, head_dim = keys.count("num_attention_heads"), keys.whole("head_dim")
     bias = family.bias if family.always or (family.bias and keys.take("attention_bias")) else "none"
     scalar = keys.number("query_pre_attn_scalar") if family.capped else 0
-    if heads == 0:
-        raise keys.refuse("num_attention_heads", heads, "use 1 or more")
+    if scalar < 0:
+        raise keys.refuse("query_pre_attn_scalar", scalar, "use a positive number")
     return AttentionConfig(
         num_heads=heads,
         num_kv_heads=keys.whole("num_key_value_heads") or heads,
@@ -293,11 +291,13 @@ def _windows(family: Family, keys: Keys, turning: list[bool]) -> list[int]:
     if family.windows == "alternating":
         return layers.windows(keys, [number % 2 == 1 for number in numbers], size)
     if family.windows == "pattern":
-        pattern = keys.whole("sliding_window_pattern")
+        pattern = keys.count("sliding_window_pattern")
         return layers.windows(keys, [number % pattern != 0 for number in numbers], size)
     used = bool(keys.take("use_sliding_window"))
     if family.windows == "upper":
         first = keys.whole("max_window_layers")
+        if first is None:
+            raise keys.refuse("max_window_layers", first, "use a whole number, 0 or more")
         return layers.windows(keys, [used and number > first for number in numbers], size if used else None)
     return layers.windows(keys, [used and bool(size) and not turns for turns in turning], size if used else None)
 

@@ -71,6 +71,10 @@ HARMLESS = frozenset(
         "task_specific_params",
         "chunk_size_feed_forward",
         "pretraining_tp",
+        "max_sequence_length",
+        "n_special",
+        "predict_special_tokens",
+        "output_past",
         "torchscript",
         "use_bfloat16",
         "tf_legacy_loss",
@@ -89,6 +93,10 @@ FALSE = frozenset(
         "tie_encoder_decoder",
         "pruned_heads",
         "use_bidirectional_attention",
+        "use_mrope",
+        "apply_residual_connection_post_layernorm",
+        "attention_bias",
+        "mlp_bias",
         "quantization_config",
         "per_layer_config",
         "tie_last_hidden_states",
@@ -132,6 +140,17 @@ class Keys:
         """
         value = self.take(key)
         return None if value is None and key in self._defaults else self._checked(key, value, int)
+
+    def count(self, key: str) -> int:
+        """A whole number, 1 or more.
+
+        Raises:
+            ValueError: as `take`, or it is none.
+        """
+        value = self._checked(key, self.take(key), int)
+        if value == 0:
+            raise self.refuse(key, value, "use 1 or more")
+        return value
 
     def number(self, key: str) -> float:
         """A number.

@@ -101,7 +101,7 @@ def read_gpt2(keys: Keys) -> ModelConfig:
         activation=activation(keys, "activation_function", name),
         bias=True,
     )
-    return _model("gpt2", keys, d_model, keys.whole("n_layer"), attention, mlp, learned=keys.whole("n_positions"))
+    return _model("gpt2", keys, d_model, keys.count("n_layer"), attention, mlp, learned=keys.count("n_positions"))
 
 
 def read_bloom(keys: Keys) -> ModelConfig:
@@ -111,7 +111,7 @@ def read_bloom(keys: Keys) -> ModelConfig:
         raise keys.refuse("apply_residual_connection_post_layernorm", True, "jaxllm does not compute such models")
     attention = AttentionConfig(num_heads=keys.whole("n_head"), positions="alibi", bias="all")
     mlp = MLPConfig(d_ff=4 * d_model, gated=False, activation="gelu_tanh", bias=True)
-    return _model("bloom", keys, d_model, keys.whole("n_layer"), attention, mlp, embedding_norm=True)
+    return _model("bloom", keys, d_model, keys.count("n_layer"), attention, mlp, embedding_norm=True)
 
 
 def read_falcon(keys: Keys) -> ModelConfig:
@@ -145,7 +145,7 @@ def read_falcon(keys: Keys) -> ModelConfig:
         bias=bias,
     )
     branches = "sequential" if not parallel else "parallel" if norms == 2 else "parallel_shared_norm"
-    return _model("falcon", keys, d_model, keys.whole("num_hidden_layers"), attention, mlp, branches)
+    return _model("falcon", keys, d_model, keys.count("num_hidden_layers"), attention, mlp, branches)
 
 
 def _model(
@@ -166,7 +166,7 @@ def _model(
         [block] * num_layers,
         block,
         family=family,
-        vocab_size=keys.whole("vocab_size"),
+        vocab_size=keys.count("vocab_size"),
         d_model=d_model,
         tie_embeddings=keys.take("tie_word_embeddings"),
         learned_positions=learned,
