@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli_bench as bench
-from jaxllm import cli_budget, cli_generate, cli_plan
+from jaxllm import cli_budget, cli_convert, cli_generate, cli_plan
 from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, from_preset, joined, load, none
 from jaxllm.config import Experiment, ModelConfig, describe
 
@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     merge = add("merge", _merge, "Fold a run's adapters into the parameters that they adapt.")
     merge.add_argument("run", metavar="RUN", help="directory of a run with tune.lora")
     merge.add_argument("out", metavar="OUT", help="where to: a new directory, for run.init_from to name")
+
+    cli_convert.register(add)
 
     for name, text in (
         ("events", "What happened to a run: its starts, checkpoints, spikes and what was done about them."),

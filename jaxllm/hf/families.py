@@ -261,8 +261,9 @@ def _layers(
     if len(family.theta) == 2:
         far, near = rope.read_two(keys, max_positions, (family.theta[0], family.theta[1]))
     else:
-        original = keys.whole("original_max_position_embeddings") if family.architecture.startswith("Phi") else None
-        far = near = rope.read(keys, max_positions, family.theta[0], family.fraction or 1.0, original)
+        original = "original_max_position_embeddings"
+        trained = keys.whole(original) if original in family.defaults else None
+        far = near = rope.read(keys, max_positions, family.theta[0], family.fraction or 1.0, trained)
     if family.fraction is None and far.fraction != 1:
         raise keys.refuse("partial_rotary_factor", far.fraction, "all dims of a head turn in this family; use 1.0")
     turning = [True] * num
@@ -338,7 +339,7 @@ def write(model: ModelConfig, max_positions: int) -> dict[str, Any]:
         keys["query_pre_attn_scalar"] = round(scalar) if round(scalar) ** -0.5 == attention.query_scale else scalar
         keys["final_logit_softcapping"] = model.final_soft_cap or None
         keys["attn_logit_softcapping"] = attention.soft_cap or None
-    return keys | _WINDOWS.get(family.windows, lambda model: {})(model) | _ropes(model, family, max_positions)
+    return keys | _WINDOWS.get(family.windows, lambda model: {})(model) | _ropes(model, family)
 
 
 _NO_HEAD_DIM = ("Qwen2", "Olmo2", "Phi3", "SmolLM3")
@@ -349,8 +350,8 @@ def _upper(model: ModelConfig) -> dict[str, Any]:
     """Qwen's keys: where no layers' types are read, windows begin at a layer."""
     keys = layers.layer_types(model)
     types = keys["layer_types"]
-    first = types.index(layers.SLIDING) if layers.SLIDING in types else model.num_layers
-    return {"use_sliding_window": layers.SLIDING in types, "max_window_layers": first, **keys}
+    first = {"max_window_layers": types.index(layers.SLIDING)} if layers.SLIDING in types else {}
+    return {"use_sliding_window": layers.SLIDING in types, **first, **keys}
 
 
 def _unroped(model: ModelConfig) -> dict[str, Any]:
@@ -374,7 +375,7 @@ _WINDOWS: Mapping[str, Callable[[ModelConfig], dict[str, Any]]] = {
 """Keys of windows, and of layers without rope."""
 
 
-def _ropes(model: ModelConfig, family: Family, max_positions: int) -> dict[str, Any]:
+def _ropes(model: ModelConfig, family: Family) -> dict[str, Any]:
     turning = [block.attention for block in model.blocks if block.attention.positions == "rope"]
     far = next((one.rope for one in turning if not one.window), None)
     near = next((one.rope for one in turning if one.window), None)
@@ -382,7 +383,7 @@ def _ropes(model: ModelConfig, family: Family, max_positions: int) -> dict[str, 
         own = RopeConfig(theta=family.theta[0]), RopeConfig(theta=family.theta[1])
         return rope.write_two(far or own[0], near or own[1])
     keys = rope.write(far or near or RopeConfig(theta=family.theta[0]), partial=family.fraction is not None)
-    if family.architecture.startswith("Phi"):
-        scaling = keys["rope_scaling"] or {}
-        keys["original_max_position_embeddings"] = scaling.get("original_max_position_embeddings", max_positions)
+    original = "original_max_position_embeddings"
+    if original in family.defaults and original in (keys["rope_scaling"] or {}):
+        keys[original] = keys["rope_scaling"][original]
     return keys

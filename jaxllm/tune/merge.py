@@ -4,6 +4,7 @@ import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxllm.sharding import make_mesh, make_rules
 from jaxllm.storage import Place, Storage, open_storage
 from jaxllm.train.catalogue import Meta
 from jaxllm.train.checkpoints import Checkpoints
-from jaxllm.train.directory import CHECKPOINTS, CONFIG, TOKENIZER
+from jaxllm.train.directory import CARRIED, CHECKPOINTS, CONFIG, TOKENIZER, carried
 from jaxllm.train.guard.rules import forget
 from jaxllm.train.initial import INIT_FROM, Origin, find_origin
 from jaxllm.train.loss_scale import LossScale
@@ -60,10 +61,13 @@ def merge(run: Place, out: Place, say: Callable[[str], None] = print) -> Meta:
     with jax.set_mesh(mesh):
         params, meta = _adapters(tuned, decoder, mesh, trained)
         whole = trained.attach(params, base.read_again(decoder, mesh, dtype, meta.extra[INIT_FROM]))
-        state = jax.jit(lambda given: _state(merged(given, decoder), meta))(whole)
+        state = jax.jit(lambda given: begun(merged(given, decoder), meta.step, meta.optimizer_step))(whole)
         for name in tuned.storage.list(f"{TOKENIZER}/"):
             storage.write(name, tuned.storage.read(name))
-        _write(storage, _plain(experiment, model, dtype, str(out)), state, meta, say)
+        for name, content in carried(base.storage, base.experiment).items():
+            storage.write(f"{CARRIED}/{name}", content)
+        extra = {name: value for name, value in meta.extra.items() if name != INIT_FROM}
+        write(storage, _plain(experiment, model, dtype, str(out)), state, meta.data_cursor, extra, say)
     return meta
 
 
@@ -79,13 +83,13 @@ def _adapters(tuned: Origin, decoder: Decoder, mesh: Mesh, trained: Trained) -> 
     return found
 
 
-def _state(params: Tree, meta: Meta) -> TrainState:
-    """Parameters and the counters behind them."""
+def begun(params: Tree, step: int, optimizer_step: int) -> TrainState:
+    """Parameters and the counters behind them, as a state that others start from."""
     return TrainState(
         params=params,
         optimizer={},
-        step=jnp.int32(meta.step),
-        optimizer_step=jnp.int32(meta.optimizer_step),
+        step=jnp.int32(step),
+        optimizer_step=jnp.int32(optimizer_step),
         learning_rate_scale=jnp.ones((), jnp.float32),
         loss_scale=LossScale(jnp.ones(()), jnp.zeros((), jnp.int32)),
         guard=forget(RulesConfig()),
@@ -104,10 +108,29 @@ def _plain(experiment: Experiment, model: ModelConfig, dtype: str, out: str) -> 
     )
 
 
-def _write(out: Storage, experiment: Experiment, state: TrainState, meta: Meta, say: Callable[[str], None]) -> None:
+def write(
+    out: Storage,
+    experiment: Experiment,
+    state: TrainState,
+    data_cursor: int,
+    extra: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Write a run of one checkpoint, its config last.
+
+    Args:
+        out: of the new run.
+        experiment: its config.
+        state: of the checkpoint.
+        data_cursor: as of `Checkpoints.save`.
+        extra: as of `Checkpoints.save`.
+        say: is told what fails.
+
+    Raises:
+        OSError: it could not be written.
+    """
     checkpoints = Checkpoints(out.below(CHECKPOINTS), experiment.model, experiment.checkpoint, say)
-    extra = {name: value for name, value in meta.extra.items() if name != INIT_FROM}
-    checkpoints.save(state, meta.step, 0, meta.data_cursor, extra)
+    checkpoints.save(state, int(state.step), 0, data_cursor, extra)
     checkpoints.wait()
     for outcome in checkpoints.poll():
         if outcome.error:
