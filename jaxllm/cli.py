@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "A model in numbers: parameters, FLOPs per token, memory per device.")
     show.add_argument("config", nargs="?", help="experiment, a TOML file")
     show.add_argument("--preset", metavar="NAME", help="a published model instead of a config")
-    show.add_argument("--devices", type=int, default=0, help="how many, where the config leaves a mesh axis at -1")
+    show.add_argument("--devices", type=int, help="how many, where the config leaves a mesh axis at -1")
     show.add_argument("--json", action="store_true", help="for programs")
     show.epilog = OVERRIDES + f"; presets: {', '.join(_presets())}"
 
@@ -169,8 +169,10 @@ def _show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     if (arguments.config is None) == (arguments.preset is None):
         raise ValueError("name either a config or --preset NAME, as in: jaxllm show --preset llama3-8b")
+    if arguments.devices is not None and arguments.devices < 1:
+        raise ValueError(f"--devices {arguments.devices}: give 1 or more")
     experiment = from_preset(arguments.preset, rest) if arguments.preset else load(arguments, rest)
-    numbers = _summarise(experiment, arguments.devices)
+    numbers = _summarise(experiment, arguments.devices or 0)
     if arguments.json:
         print(json.dumps(numbers, indent=2))
         return DONE

@@ -1,12 +1,13 @@
 """Mistakes end with exit 2 and one sentence that names field, value and fix; a bug keeps its traceback."""
 
+import json
 import pathlib
 
 import msgspec
 import pytest
 
 import jaxllm
-from jaxllm import cli
+from jaxllm import __main__, cli
 from jaxllm.config import RunConfig, dump, load, resolved
 from jaxllm.train import loop
 
@@ -100,6 +101,36 @@ def test_a_run_of_a_preset_is_compared_with_what_it_was_started_with(tmp_path: p
     loop._check_run(tmp_path, started, force=False)
     with pytest.raises(ValueError, match=r"run\.seed = 1 \(was 0\)"):
         loop._check_run(tmp_path, msgspec.structs.replace(started, run=RunConfig(seed=1)), force=False)
+
+
+@pytest.mark.parametrize(("command", "code"), [("train", 75), ("show", 130)])
+def test_an_interrupt_before_anything_began_gets_a_sentence(
+    command: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    monkeypatch.setattr("sys.argv", ["jaxllm", command])
+    with pytest.raises(SystemExit) as stopped:
+        __main__.run()
+    assert (stopped.value.code, capsys.readouterr().err) == (code, "jaxllm: interrupted\n")
+
+
+def test_show_wants_a_device_at_least(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--devices 0: give 1 or more" in sentence(["show", "--preset", "gpt2", "--devices", "0"], capsys)
+
+
+def test_show_counts_a_preset_as_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    def memory(*overrides: str) -> dict[str, int]:
+        with pytest.raises(SystemExit):
+            cli.main(["show", "--preset", "gpt2", "--json", *overrides])
+        return json.loads(capsys.readouterr().out)["memory_per_device"]
+
+    plain = memory()
+    assert plain["optimizer"] == 2 * plain["parameters"]
+    assert memory("--train.precision.parameters", "bfloat16")["parameters"] == plain["parameters"] // 2
+    assert memory("--optim.optimizer.type", "muon")["optimizer"] < plain["optimizer"]
 
 
 def test_a_bug_keeps_its_traceback(home: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
