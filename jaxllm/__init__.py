@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from jaxllm.config import Experiment
     from jaxllm.data.tokenizer import Tokenizer
-    from jaxllm.plan.search import Plan
+    from jaxllm.plan.answer import Plan
     from jaxllm.pretrained import Model
     from jaxllm.storage import Place
     from jaxllm.train import guard
@@ -69,7 +69,15 @@ def load_pretrained(path: Place, mesh: Mesh | Mapping[str, int] | None = None) -
     return load_pretrained(path, mesh)
 
 
-def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0, price: float | None = None) -> Plan:
+def plan(
+    experiment: Experiment,
+    *,
+    target: str,
+    tokens: int = 0,
+    batch: int = 0,
+    price: float | None = None,
+    ceilings: str = "",
+) -> Plan:
     """Every way to run an experiment on chips that need not be here, ranked by the predicted time of a step.
 
     Args:
@@ -78,13 +86,15 @@ def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0
         tokens: to train on; 0 means those of the experiment's phases.
         batch: tokens of a step; 0 means those of the first phase.
         price: US dollars an hour and chip, instead of the list price.
+        ceilings: a file that `jaxllm bench matmul --out` wrote on such a chip: measured peaks instead of the
+            datasheet's.
 
     Raises:
         ValueError: one sentence, when there are no such chips or no way to split the experiment over them.
     """
     from jaxllm.plan.search import plan
 
-    return plan(experiment, target=target, tokens=tokens, batch=batch, price=price)
+    return plan(experiment, target=target, tokens=tokens, batch=batch, price=price, ceilings=ceilings)
 
 
 def __getattr__(name: str) -> Any:

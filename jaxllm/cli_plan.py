@@ -21,6 +21,9 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     plan.add_argument("--batch", type=_count, default=0, metavar="TOKENS", help="of a step; the first phase's")
     plan.add_argument("--price", type=_dollars, metavar="DOLLARS", help="an hour and chip, instead of the list price")
+    plan.add_argument(
+        "--ceilings", metavar="FILE", default="", help="peaks that `bench matmul --out` measured on such a chip"
+    )
     plan.add_argument("--top", type=_count, default=10, help="options that are shown (10)")
     plan.add_argument("--verify", type=_count, nargs="?", const=1, metavar="N", help="compile the N best options (1)")
     plan.add_argument("--export", metavar="DIR", help="with --verify: keep program, memory over time and executable")
@@ -59,6 +62,7 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         tokens=arguments.tokens,
         batch=arguments.batch,
         price=arguments.price,
+        ceilings=arguments.ceilings,
     )
     if arguments.html:
         from jaxllm.plan import page

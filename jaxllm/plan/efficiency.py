@@ -12,9 +12,13 @@ them:
 
 What steps keep is fitted to published ones: `CALIBRATION`, five numbers for all chips. `jaxllm bench plan` fits them
 again, and with each family of models left out.
+
+Both are relative to a datasheet. Where a chip's own ceilings were measured (`roofline.ceilings`), nothing may be taken
+off twice: the best product is the measured peak itself, a kernel keeps its FLOP/s, and a step keeps of a measured
+copy's bandwidth what it keeps of the datasheet's over `COPY`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxllm.roofline.hardware import Chip
 
@@ -67,6 +71,10 @@ KERNELS = {"flash2": 0.35, "flash2 A100": 0.6, "cudnn": 0.55, "splash": 0.5}
 """Ceilings of attention kernels; with a chip, those that differ there."""
 
 
+COPY = 0.9
+"""Share of a datasheet's HBM bandwidth that streaming copies reach."""
+
+
 def of(chip: Chip, calibration: Calibration = CALIBRATION, kernel: str = "") -> Efficiency:
     """What programs reach on a chip.
 
@@ -85,3 +93,38 @@ def of(chip: Chip, calibration: Calibration = CALIBRATION, kernel: str = "") -> 
         links=0.9 if tpu else 0.82,
         exposed=calibration.exposed,
     )
+
+
+def of_measured(chip: Chip, measured: Chip, compute: str) -> Efficiency:
+    """What programs reach of measured ceilings.
+
+    Args:
+        chip: by its datasheet.
+        measured: the same, with measured peaks.
+        compute: dtype of products.
+
+    Raises:
+        ValueError: neither has matrix units for it, or it was not measured.
+    """
+    share, calibration = of(chip), CALIBRATION
+    return replace(
+        share,
+        products=calibration.gpu_products if chip.torus is None else calibration.tpu_products,
+        attention=share.attention * peak_flops(chip, compute) / peak_flops(measured, compute),
+        memory=share.memory / COPY,
+    )
+
+
+def peak_flops(chip: Chip, compute: str) -> float:
+    """FLOP/s of one device at a dtype.
+
+    Raises:
+        ValueError: the chip has no matrix units for it.
+    """
+    peak = chip.device_flops_per_second(compute)
+    if peak is None:
+        raise ValueError(
+            f'train.precision.compute = "{compute}": {chip.name} has no matrix units for it; use one of '
+            f"{', '.join(name for name in ('bfloat16', 'float16', 'float32') if name in chip.flops_per_second)}"
+        )
+    return peak

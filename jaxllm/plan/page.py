@@ -10,9 +10,9 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from jaxllm.plan.answer import Option, Plan
 from jaxllm.plan.predict import operations
 from jaxllm.plan.report import asked_for, count, parts, seconds
-from jaxllm.plan.search import Option, Plan
 
 _NUM_OPTIONS = 12
 _WIDTH, _HEIGHT = 1000.0, 380.0
@@ -141,7 +141,7 @@ def _communication(options: Sequence[Option]) -> str:
 
 def _roofline(plan: Plan, best: Option) -> str:
     """FLOP/s over FLOPs a byte, both by logarithm: the chip's roof, and what it allows each operation."""
-    chip = plan.target.chip
+    chip = plan.chip
     peak = chip.flops_per_second[plan.experiment.train.precision.compute] / chip.devices_per_chip
     memory = chip.hbm_bytes_per_second / chip.devices_per_chip
     found = operations(best.work)

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxllm.config import BlockConfig, ModelConfig
-from jaxllm.plan.efficiency import Efficiency
+from jaxllm.plan.efficiency import Efficiency, peak_flops
 from jaxllm.plan.placement import Placement
 from jaxllm.roofline.communication import Transfer
 from jaxllm.roofline.hardware import Chip
@@ -340,21 +340,6 @@ def _head(work: Work, chip: Chip) -> tuple[float, float]:
     model, shares = work.model, work.tensor * work.stages
     values = work.num_micro * work.num_tokens * model.vocab_size / shares
     return 6.0 * values * model.d_model, values * (3 * BYTES["float32"] + 3 * BYTES[work.compute])
-
-
-def peak_flops(chip: Chip, compute: str) -> float:
-    """FLOP/s of one device at a dtype.
-
-    Raises:
-        ValueError: the chip has no matrix units for it.
-    """
-    peak = chip.device_flops_per_second(compute)
-    if peak is None:
-        raise ValueError(
-            f'train.precision.compute = "{compute}": {chip.name} has no matrix units for it; use one of '
-            f"{', '.join(name for name in ('bfloat16', 'float16', 'float32') if name in chip.flops_per_second)}"
-        )
-    return peak
 
 
 def _transfers(

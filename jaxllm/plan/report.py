@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from jaxllm.plan.answer import Misfit, Option, Plan
 from jaxllm.plan.candidates import Candidate
-from jaxllm.plan.search import Misfit, Option, Plan
+from jaxllm.plan.efficiency import peak_flops
 from jaxllm.roofline.conventions import Convention, formula
 
 GIB = 2**30
@@ -37,6 +38,11 @@ def as_data(plan: Plan, limit: int) -> dict[str, Any]:
             "slices": plan.target.num_slices,
             "memory_bytes": plan.target.memory,
             "memory_limit_bytes": plan.memory_limit,
+        },
+        "ceilings": {
+            "source": plan.chip.source,
+            "flops_per_second": peak_flops(plan.chip, plan.experiment.train.precision.compute),
+            "memory_bytes_per_second": plan.chip.hbm_bytes_per_second / plan.chip.devices_per_chip,
         },
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.phase.sequence_length,
@@ -109,9 +115,21 @@ def _lines(plan: Plan, limit: int) -> Iterator[str]:
         yield f"Faster, but more than {_gib(plan.memory_limit)} GiB a device:"
         yield from (_misfit(one) for one in plan.misfits[:3])
     yield ""
+    if plan.chip is not plan.target.chip:
+        yield _ceilings(plan)
     yield (
         f"{plan.num_candidates:,} ways on {plan.num_meshes:,} meshes; predicted, not measured: "
         "`jaxllm bench plan` compares such predictions with published steps"
+    )
+
+
+def _ceilings(plan: Plan) -> str:
+    compute, num = plan.experiment.train.precision.compute, plan.chip.devices_per_chip
+    was, now = (peak_flops(chip, compute) / 1e12 for chip in (plan.target.chip, plan.chip))
+    before, after = (chip.hbm_bytes_per_second / num / 1e9 for chip in (plan.target.chip, plan.chip))
+    return (
+        f"Measured ceilings: {now:,.0f} TFLOP/s ({compute}) and {after:,.0f} GB/s a device, "
+        f"where the datasheet says {was:,.0f} and {before:,.0f}; MFU is of the datasheet's"
     )
 
 

@@ -6,22 +6,24 @@ count; through a pipeline more of them idle less, and are tried until that is ou
 """
 
 import bisect
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import msgspec
 
 from jaxllm.config import Experiment, MeshConfig, PhaseConfig
 from jaxllm.plan import efficiency as efficiencies
+from jaxllm.plan.answer import USABLE, Misfit, Option, Plan
 from jaxllm.plan.candidates import REMATS, Candidate, Mesh, Remat, configured, meshes, micro_batches
 from jaxllm.plan.placement import Placement, place
-from jaxllm.plan.predict import AGAIN, StepTime, Work, peak_flops, step_time
+from jaxllm.plan.predict import AGAIN, Work, step_time
 from jaxllm.plan.prices import PRICES, Price
 from jaxllm.plan.target import Target, parse
+from jaxllm.roofline.ceilings import load as load_ceilings
 from jaxllm.roofline.communication import transfers
-from jaxllm.roofline.conventions import Convention, flops_per_token
+from jaxllm.roofline.hardware import Chip
 from jaxllm.roofline.memory import (
     BYTES,
     ActivationBytes,
@@ -32,119 +34,19 @@ from jaxllm.roofline.memory import (
 )
 from jaxllm.roofline.step_memory import COMPONENTS, step_bytes
 
-USABLE = 0.92
-"""Share of the datasheet's memory that a program gets: the runtime, its buffers for collectives and holes keep some."""
+CHUNK = 1024
+"""`train.loss.chunk` that a plan suggests: smaller ones save little more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """A candidate with its prediction.
-
-    Attributes:
-        candidate: what to run.
-        work: what one device computes in a step.
-        time: of a step.
-        placement: where the mesh's axes lie.
-        held: works out `memory`.
-    """
-
-    candidate: Candidate
-    work: Work
-    time: StepTime
-    placement: Placement
-    held: Callable[[], Mapping[str, float]]
-
-    @property
-    def memory(self) -> Mapping[str, float]:
-        """Bytes of a device by what they hold."""
-        return self.held()
-
-    @property
-    def total_memory(self) -> float:
-        """Bytes of a device."""
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Misfit:
-    """A mesh whose fastest variants do not fit, and the least that would make them.
-
-    Attributes:
-        option: the fastest that does not fit.
-        change: what to change; empty where nothing of the mesh fits.
-    """
-
-    option: Option
-    change: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is known of an experiment on a target.
-
-    Attributes:
-        experiment: with its vocabulary known.
-        target: the chips.
-        phase: whose step was planned.
-        tokens: to train on.
-        options: those that fit, fastest first: of each mesh and kind of recomputation the best number of micro-batches.
-        least: what needs the least memory, where nothing fits.
-        misfits: those that would be faster than the best that fits, fastest first.
-        configured: the config as it stands; a sentence where it cannot run on the target.
-        num_meshes: that were tried.
-        num_candidates: that were tried.
-        price: of a chip; None where none is known.
-    """
-
-    experiment: Experiment
-    target: Target
-    phase: PhaseConfig
-    tokens: int
-    options: tuple[Option, ...]
-    least: Option | None
-    misfits: tuple[Misfit, ...]
-    configured: Option | str
-    num_meshes: int
-    num_candidates: int
-    price: Price | None
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of a step."""
-        return self.phase.batch_size * self.phase.sequence_length
-
-    @property
-    def memory_limit(self) -> float:
-        """Bytes of a device that a program gets."""
-        return USABLE * self.target.memory
-
-    def tokens_per_second(self, option: Option) -> float:
-        """Of all devices."""
-        return self.batch_tokens / option.time.total
-
-    def mfu(self, option: Option, convention: Convention = Convention.PALM) -> float:
-        """Model FLOPs utilisation under a convention."""
-        each = flops_per_token(self.experiment.model, self.phase.sequence_length, convention)
-        peak = self.target.chip.flops_per_second[self.experiment.train.precision.compute]
-        return self.tokens_per_second(option) * each / (peak * self.target.num_chips)
-
-    def days(self, option: Option) -> float:
-        """To train on all tokens, without a stop."""
-        return self.tokens / self.tokens_per_second(option) / 86400
-
-    def dollars(self, option: Option) -> float | None:
-        """For all tokens; None where no price is known."""
-        if self.price is None:
-            return None
-        return self.days(option) * 24 * self.target.num_chips * self.price.dollars_per_hour
-
-    def critical_batch(self, option: Option) -> float:
-        """Tokens of a step below which transfers outlast what hides them: those of weights do not shrink with it."""
-        moved = max(option.time.moved.values(), default=0.0)
-        return self.batch_tokens * moved / option.time.blocks
-
-
-def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0, price: float | None = None) -> Plan:
+def plan(
+    experiment: Experiment,
+    *,
+    target: str,
+    tokens: int = 0,
+    batch: int = 0,
+    price: float | None = None,
+    ceilings: str = "",
+) -> Plan:
     """Rank the ways to run an experiment on a target.
 
     Args:
@@ -153,10 +55,11 @@ def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0
         tokens: to train on; 0 means those of the experiment's phases.
         batch: tokens of a step, a multiple of the sequence length; 0 means the phase's.
         price: US dollars an hour and chip, instead of the price list's.
+        ceilings: a file of measured peaks (`roofline.ceilings`) to take in the place of the datasheet's.
 
     Raises:
         ValueError: one sentence: no such target, a batch too small for the devices, a dtype that the chips do not have,
-            or something that cannot be planned.
+            another chip's ceilings, or something that cannot be planned.
     """
     chips = parse(target)
     phase = _phase(experiment, batch)
@@ -172,12 +75,14 @@ def plan(experiment: Experiment, *, target: str, tokens: int = 0, batch: int = 0
         raise ValueError(
             f"--tokens {total}: that is less than one step of {step:,} tokens; give more, or lower --batch"
         )
-    search = _Search(experiment, phase, chips)
+    chip = _measured(ceilings, chips.chip, experiment.train.precision.compute) if ceilings else chips.chip
+    search = _Search(experiment, phase, chips, chip)
     options, misfits = search.run()
     asked = configured(experiment, phase, chips)
     return Plan(
         experiment=experiment,
         target=chips,
+        chip=chip,
         phase=phase,
         tokens=total,
         options=options,
@@ -202,15 +107,40 @@ def _phase(experiment: Experiment, batch: int) -> PhaseConfig:
     return msgspec.structs.replace(phase, batch_size=batch // length)
 
 
+def _measured(path: str, chip: Chip, compute: str) -> Chip:
+    """The chip with measured peaks.
+
+    Raises:
+        ValueError: the file is missing, or of another chip or dtype.
+    """
+    found = load_ceilings(path)
+    one = f"{path}: device_kind = {found.device_kind!r}"
+    if found.chip().name != chip.name:
+        raise ValueError(
+            f"{one}, and the target is of {chip.name}; measure there: jaxllm bench matmul CONFIG --out FILE"
+        )
+    if found.dtype != compute:
+        raise ValueError(
+            f'{path}: dtype = "{found.dtype}", and train.precision.compute = "{compute}"; measure that: '
+            f"jaxllm bench matmul CONFIG --out FILE --train.precision.compute {compute}"
+        )
+    return found.chip()
+
+
 class _Search:
     """One search: what its parts share, and remembers."""
 
-    def __init__(self, experiment: Experiment, phase: PhaseConfig, target: Target) -> None:
-        self.experiment, self.phase, self.target = experiment, phase, target
+    def __init__(self, experiment: Experiment, phase: PhaseConfig, target: Target, chip: Chip) -> None:
+        self.experiment, self.phase = experiment, phase
+        self.target = dataclasses.replace(target, chip=chip)
         self.model, self.train = experiment.model, experiment.train
-        self.efficiency = efficiencies.of(target.chip)
+        compute = self.train.precision.compute
+        if chip is target.chip:
+            self.efficiency = efficiencies.of(chip)
+        else:
+            self.efficiency = efficiencies.of_measured(target.chip, chip, compute)
         self.limit = USABLE * target.memory
-        peak_flops(target.chip, self.train.precision.compute)
+        efficiencies.peak_flops(chip, compute)
         self.num_tried = 0
         self.meshes = meshes(experiment, phase, target)
         if not self.meshes:
@@ -219,23 +149,22 @@ class _Search:
         self._mesh_config = functools.cache(self._mesh_config)
         self._state = functools.cache(self._state)
         self._activations = functools.cache(self._activations)
-        self._memory: dict[tuple[int, Remat, int], dict[str, float]] = {}
+        self._memory: dict[tuple[int, Remat, int, int], dict[str, float]] = {}
 
     def run(self) -> tuple[tuple[Option, ...], tuple[Misfit, ...]]:
         """All options that fit, and the meshes that would be faster if they did."""
         options: list[Option] = []
-        misfits: list[Misfit] = []
+        misfits: list[tuple[Option, list[Option]]] = []
         for mesh in self.meshes:
             best, faster = self._of_mesh(mesh)
             options += best
             if faster is not None:
-                misfits.append(Misfit(option=faster, change=_change(faster, best)))
+                misfits.append((faster, best))
         options.sort(key=lambda option: option.time.total)
         limit = options[0].time.total if options else math.inf
-        misfits = sorted(
-            (one for one in misfits if one.option.time.total < limit), key=lambda one: one.option.time.total
-        )
-        return tuple(options), tuple(misfits)
+        misfits = [one for one in misfits if one[0].time.total < limit]
+        misfits.sort(key=lambda one: one[0].time.total)
+        return tuple(options), tuple(Misfit(option=one, change=self._change(one, best)) for one, best in misfits)
 
     def _of_mesh(self, mesh: Mesh) -> tuple[list[Option], Option | None]:
         """For each kind of recomputation the best number of micro-batches that fits; the fastest that does not."""
@@ -325,14 +254,20 @@ class _Search:
         rows = self.phase.batch_size // candidate.mesh.rows // candidate.accumulate
         return rows * (self.phase.sequence_length // candidate.mesh.sizes["context"])
 
-    def memory(self, candidate: Candidate) -> dict[str, float]:
-        """Bytes of a device by what they hold, at the fullest moment of a step."""
-        key = (id(candidate.mesh), candidate.remat, candidate.accumulate)
+    def memory(self, candidate: Candidate, chunk: int | None = None) -> dict[str, float]:
+        """Bytes of a device by what they hold, at the fullest moment of a step.
+
+        Args:
+            candidate: whose.
+            chunk: of the loss, instead of the config's.
+        """
+        chunk = self.train.loss.chunk if chunk is None else chunk
+        key = (id(candidate.mesh), candidate.remat, candidate.accumulate, chunk)
         if key not in self._memory:
-            sizes = candidate.mesh.sizes
+            sizes, loss = candidate.mesh.sizes, msgspec.structs.replace(self.train.loss, chunk=chunk)
             found = step_bytes(
                 self.model,
-                msgspec.structs.replace(self.train, remat=candidate.remat, accumulate=candidate.accumulate),
+                msgspec.structs.replace(self.train, remat=candidate.remat, accumulate=candidate.accumulate, loss=loss),
                 self.experiment.optim.optimizer,
                 self._mesh_config(candidate.mesh.sequence_parallel),
                 sizes,
@@ -350,6 +285,24 @@ class _Search:
         if state.parameters + state.optimizer > self.limit:
             return False
         return sum(self.memory(candidate).values()) <= self.limit
+
+    def _change(self, faster: Option, fitting: Sequence[Option]) -> str:
+        """The least change that makes a variant of a mesh fit: first pieces of the loss, which cost no time."""
+        was = faster.candidate
+        large = not 0 < self.train.loss.chunk <= CHUNK
+        if large and sum(self.memory(was, CHUNK).values()) <= self.limit:
+            return f"train.loss.chunk = {CHUNK}"
+        if not fitting:
+            return ""
+
+        def size(option: Option) -> tuple[int, float]:
+            now = option.candidate
+            return (now.remat != was.remat) + (now.accumulate != was.accumulate), option.time.total
+
+        now = min(fitting, key=size).candidate
+        changes = [f"train.accumulate = {now.accumulate}"] if now.accumulate != was.accumulate else []
+        changes += [f'train.remat = "{now.remat}"'] if now.remat != was.remat else []
+        return " and ".join(changes)
 
     def _state(self, pipe: int, tensor: int, fsdp: int) -> StateBytes:
         split = shards({"pipe": pipe, "tensor": tensor, "fsdp": fsdp}, self.experiment.mesh.zero)
@@ -381,19 +334,3 @@ class _Search:
             f"data.phases.0.batch_size = {rows}: no mesh splits {rows:,} sequences of {length:,} tokens over "
             f"{devices:,} devices; use {found:,} sequences (--batch {found * length}), or other chips"
         )
-
-
-def _change(faster: Option, fitting: list[Option]) -> str:
-    """The least change that makes a variant of a mesh fit."""
-    if not fitting:
-        return ""
-    was = faster.candidate
-
-    def size(option: Option) -> tuple[int, float]:
-        now = option.candidate
-        return (now.remat != was.remat) + (now.accumulate != was.accumulate), option.time.total
-
-    now = min(fitting, key=size).candidate
-    changes = [f"train.accumulate = {now.accumulate}"] if now.accumulate != was.accumulate else []
-    changes += [f'train.remat = "{now.remat}"'] if now.remat != was.remat else []
-    return " and ".join(changes)

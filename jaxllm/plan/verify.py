@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from jaxllm.config import Experiment
+from jaxllm.plan.answer import Option, Plan
 from jaxllm.plan.compile import Compiled, DoesNotFit, Machine, confirm, machine_of
-from jaxllm.plan.search import Option, Plan
 from jaxllm.roofline.communication import totals, transfers
 
 _GIB = 2**30

@@ -3,13 +3,14 @@
 import itertools
 import math
 
+import msgspec
 import pytest
 from planned import TREE, experiment
 
 import jaxllm
 from jaxllm import mesh_sizes
-from jaxllm.config import AXES, MeshConfig
-from jaxllm.plan import candidates, efficiency, search
+from jaxllm.config import AXES, MeshConfig, resolved
+from jaxllm.plan import answer, candidates, efficiency, search
 from jaxllm.plan.target import parse
 
 
@@ -75,7 +76,7 @@ def test_ranked_and_within_memory():
         assert option.total_memory <= found.memory_limit
         assert option.time.bound < option.time.total
         assert found.mfu(option) < 1
-    assert isinstance(found.configured, search.Option)
+    assert isinstance(found.configured, answer.Option)
     assert found.configured.time.total >= times[0]
     keys = {(str(option.candidate.mesh), option.candidate.remat) for option in found.options}
     assert len(keys) == len(found.options)
@@ -106,6 +107,19 @@ def test_what_does_not_fit_says_what_would():
     assert now in {(one.candidate.remat, one.candidate.accumulate) for one in found.options}
 
 
+def test_logits_that_do_not_fit_are_cut():
+    """In pieces of the loss, which cost no time, before anything is computed twice."""
+    given = experiment(model__vocab_size=262144, data__phases__0__batch_size=96, train__loss__chunk=0)
+    (misfit,) = jaxllm.plan(given, target="rtx4090x4").misfits
+    assert misfit.change == f"train.loss.chunk = {search.CHUNK}"
+    fixed = jaxllm.load_experiment(
+        msgspec.to_builtins(resolved(given)),
+        {**misfit.option.candidate.overrides(), "train.loss.chunk": search.CHUNK},
+    )
+    again = jaxllm.plan(fixed, target="rtx4090x4")
+    assert misfit.option.total_memory > again.memory_limit >= again.configured.total_memory
+
+
 def test_nothing_fits():
     given = experiment(model__num_layers=48, model__d_model=8192, model__mlp__d_ff=32768)
     found = jaxllm.plan(given, target="rtx4090x2")
@@ -124,7 +138,7 @@ def test_days_dollars_and_overrides():
     assert jaxllm.plan(given, target="rtx4090x1").price is None
     asked = jaxllm.load_experiment(TREE, best.candidate.overrides())
     again = jaxllm.plan(asked, target="h100x8")
-    assert isinstance(again.configured, search.Option)
+    assert isinstance(again.configured, answer.Option)
     assert again.configured.candidate == best.candidate
     assert again.configured.time.total == best.time.total
 
@@ -172,7 +186,7 @@ def test_the_best_number_of_micro_batches_is_found():
     """Against all of them, with a pipeline and without, where memory is short."""
     given = experiment(data__phases__0__sequence_length=16384, model__num_layers=12, data__phases__0__batch_size=96)
     chips = parse("rtx4090x4")
-    one = search._Search(given, given.data.phases[0], chips)
+    one = search._Search(given, given.data.phases[0], chips, chips.chip)
     options, _ = one.run()
     best = {(str(option.candidate.mesh), option.candidate.remat): option.time.total for option in options}
     for mesh in one.meshes:
