@@ -76,6 +76,12 @@ class Experiment(Section, frozen=True, kw_only=True):
             self.optim.qk_clip and self.optim.qk_clip.threshold,
             "model.attention.qk_norm undoes what it scales, and bounds the logits by itself; leave one of them out",
         )
+        require(
+            self.profile.steps == 0 or self.profile.start < self.data.num_steps,
+            "profile.start",
+            self.profile.start,
+            f"the run has {self.data.num_steps} steps, and none behind it to trace; use less",
+        )
         for index, phase in enumerate(self.data.phases):
             require(
                 phase.batch_size % self.train.accumulate == 0,

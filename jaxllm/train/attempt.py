@@ -173,7 +173,7 @@ class Attempt:
         self.console.note(f"{trouble}: {action}.")
         name = dossier.name(alarm, attempt)
         if processes.is_first():
-            with suppress(OSError):  # where the records cannot be stored, neither can a dossier of them
+            with suppress(OSError, ValueError):  # records that cannot be stored or read back make no dossier
                 self.records.sync()
                 dossier.write(self.directory, name, alarm, action, self.store, self.batches)
         facts = {"onset": alarm.onset, "flags": alarm.flags, "policy": kind(self.guard.policy), "action": action}
@@ -264,12 +264,23 @@ class Attempt:
         self._settle(step)
         self.records.event("stopped", step, reason=reason)
         self.records.close()
-        report = f"{self.directory}/{REPORT}"
-        if processes.is_first():
-            write_report([self.directory], report)
+        report = self._report()
         self.console.close()
-        self.console.note(f"Stopped by the guard after step {step} of {self.num_steps}: {reason}. See {report}.")
+        see = f" See {report}." if report else ""
+        self.console.note(f"Stopped by the guard after step {step} of {self.num_steps}: {reason}.{see}")
         return Run(self.directory, step, self.stepping.record, stopped=reason, saved=self._is_saved(step))
+
+    def _report(self) -> str:
+        """Draw the run; the report's place, empty where its records are damaged or the disk is full."""
+        place = f"{self.directory}/{REPORT}"
+        try:
+            if processes.is_first():
+                write_report([self.directory], place)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            self.console.note(f"There is no report ({reason}); `jaxllm report {self.directory}` makes it later.")
+            return ""
+        return place
 
     def _is_saved(self, step: int) -> bool:
         """Whether a step has a checkpoint, as far as this process knows: process 0 alone hears of failures."""
@@ -285,15 +296,14 @@ class Attempt:
         self._settle(step)
         self.records.event("finished", step, **{name: value for name, value in facts.items() if name != "set"})
         self.records.close()
-        report = f"{self.directory}/{REPORT}"
-        if processes.is_first():
-            write_report([self.directory], report)
-        self.console.finish(facts | {"report": report, "unigram_entropy": self.store.manifest.unigram_entropy})
+        report = self._report()
+        facts["unigram_entropy"] = self.store.manifest.unigram_entropy
+        self.console.finish(facts | ({"report": report} if report else {}))
         if already:
             index, phase = len(self.experiment.data.phases) - 1, self.experiment.data.phases[-1]
             field = f"data.phases.{index}.{'steps' if phase.steps else 'tokens'}"
             self.console.note(f"The run was already at its last step, {step}; raise {field} to go on with it.")
-            self.stepping.record = (read_metrics(self.directory) or [{}])[-1]
+            self.stepping.record = (read_metrics(self.directory) or [{}])[-1] if report else {}
         if not self._is_saved(step):
             self.console.note(f"The last step is not saved: the last checkpoint is of step {self.saved}.")
         return Run(self.directory, step, self.stepping.record, saved=self._is_saved(step))

@@ -70,8 +70,16 @@ def _commit() -> str:
 
 
 def record(storage: Storage, attempt: int, mesh: Mesh) -> None:
-    """Add this attempt to the run's environment.json."""
-    entries = msgspec.json.decode(storage.read(ENVIRONMENT)) if ENVIRONMENT in storage.list(ENVIRONMENT) else []
+    """Add this attempt to the run's environment.json.
+
+    Raises:
+        ValueError: what is there is damaged.
+    """
+    content = storage.read(ENVIRONMENT) if ENVIRONMENT in storage.list(ENVIRONMENT) else b"[]"
+    try:
+        entries = msgspec.json.decode(content, type=list)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{storage}/{ENVIRONMENT} is damaged ({error}); mend it, or move it away") from None
     entries.append({"attempt": attempt, **describe(mesh)})
     storage.write(ENVIRONMENT, msgspec.json.format(msgspec.json.encode(entries), indent=2))
 

@@ -9,6 +9,7 @@ from typing import Any
 from jaxllm.storage import Place, open_storage
 from jaxllm.train import figures
 from jaxllm.train.catalogue import Catalogue
+from jaxllm.train.directory import CHECKPOINTS, CONFIG
 from jaxllm.train.metrics import floats, read_events
 
 _WIDTH = 100
@@ -76,9 +77,13 @@ def checkpoints(directory: Place) -> str:
     Raises:
         ValueError: the directory holds no run.
     """
-    read_events(directory)
+    storage = open_storage(directory)
+    if CONFIG not in storage.list(CONFIG):  # a merged run has no events
+        raise ValueError(
+            f"{directory} holds no run: it has no {CONFIG}; name a run's directory such as runs/quickstart"
+        )
     lines = []
-    for entry in Catalogue(open_storage(directory).below("checkpoints")).entries():
+    for entry in Catalogue(storage.below(CHECKPOINTS)).entries():
         worth = "good" if entry.good else "not yet good"
         if entry.quarantine or entry.damage:
             worth = f"quarantined: {entry.quarantine}" if entry.quarantine else f"damaged: {entry.damage}"

@@ -110,6 +110,10 @@ def sentence(*arguments, **keywords) -> str:
         ({"train.loss.z_loss": float("inf")}, "train.loss.z_loss = inf: use a finite number"),
         ({"data.phases.0.steps": "1e40"}, f"data.phases.0.steps = {int(1e40)}: use a number of at most 64 bits"),
         ({"data.store": "a\0b"}, 'data.store = "a\\u0000b": leave out the character \\u0000'),
+        (
+            {"profile": {"start": 100, "steps": 2}},
+            "profile.start = 100: the run has 3 steps, and none behind it to trace; use less",
+        ),
         ({"run.seed": 2**32}, "run.seed = 4294967296: use 0 to 4294967295"),
         ({"run.name": ".."}, "run.name = '..': it is no directory of its own; use another"),
         ({"data.store": "gs://b/x"}, "data.store = 'gs://b/x': it is mapped into memory; name a local directory"),

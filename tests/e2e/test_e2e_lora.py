@@ -17,6 +17,7 @@ from jaxllm.data.store import open_store
 from jaxllm.layers.param import Recipe, leaves
 from jaxllm.models.decoder import Decoder
 from jaxllm.storage import LocalStorage
+from jaxllm.train import history
 from jaxllm.train.checkpoints import Checkpoints
 from jaxllm.train.initial import find_origin
 from jaxllm.train.metrics import read_events, read_metrics
@@ -80,6 +81,7 @@ def parameters(directory: pathlib.Path) -> dict[str, np.ndarray]:
 def test_merged_parameters_are_a_run_to_start_from(home: pathlib.Path, tuned: pathlib.Path) -> None:
     out, _ = run(["merge", "runs/lora", "runs/merged"], home)
     assert out == "runs/merged: step 24 of runs/lora, adapters merged\n"
+    assert "step-00000024" in history.checkpoints(home / "runs/merged")
     base, merged = parameters(home / "runs/base"), parameters(home / "runs/merged")
     changed = {name for name in base if not np.array_equal(base[name], merged[name])}
     assert changed == {"period.0.attention.query", "period.0.mlp.down"}
