@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", _train, "Train; goes on by itself where the run exists.")
     train.add_argument("config", nargs="?", help="experiment, a TOML file")
     train.add_argument(
-        "--force", action="store_true", help="go on with another config's run, or into too little memory"
+        "--force",
+        action="store_true",
+        help="go on with another config's run, begin again where its checkpoints are lost, try too little memory",
     )
     train.add_argument("--fields", nargs="?", const="", metavar="SECTION", help="list the config's fields and stop")
     train.epilog = OVERRIDES

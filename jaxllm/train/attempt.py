@@ -202,6 +202,8 @@ class Attempt:
         found = self.checkpoints.restore(self.program.abstract_state())
         self.guard.remember(found[1].extra.get("ledger") if found else [])
         if found is None:
+            if not self.force:
+                processes.on_first(self._refuse_to_begin_again)
             return begin(self.program, self.experiment.run.seed, self.origin, extra)
         self.saved = step = found[1].step
         if step > self.num_steps:
@@ -211,9 +213,26 @@ class Attempt:
             )
         return go_on(self.directory, self.program, found, self.origin, extra, self.force)
 
+    def _refuse_to_begin_again(self) -> int:
+        """Refuse step 0 where there was a checkpoint: its directory may lie on a disk that is not there today.
+
+        Raises:
+            ValueError: the events tell of one.
+        """
+        saved = [event["step"] for event in self._events() if event["event"] == "saved"]
+        if saved:
+            raise ValueError(
+                f"{self.directory} saved its step {saved[-1]}, and {CHECKPOINTS}/ has no trace of it; bring it back, "
+                "begin again under another run.name, or here with --force"
+            )
+        return 0
+
+    def _events(self) -> list[dict[str, Any]]:
+        return read_events(self.directory) if EVENTS in self.storage.list(EVENTS) else []
+
     def _next_attempt(self) -> int:
         """A number above those of all events and checkpoints."""
-        events = read_events(self.directory) if EVENTS in self.storage.list(EVENTS) else []
+        events = self._events()
         return max(self.checkpoints.catalogue.next_attempt(), *(1 + event["attempt"] for event in events), 0)
 
     def _settle(self, step: int) -> None:

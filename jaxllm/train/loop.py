@@ -36,7 +36,8 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
 
     Args:
         experiment: what to train; its `run.directory` says where.
-        force: go on with a run whatever its old config was, and into memory that seems too small.
+        force: go on with a run whatever its old config was, begin again where its checkpoints are lost, and try memory
+            that seems too small.
         stop: tells of signals; by default they are watched for while the run lasts.
         trouble: disturbs the run, for benchmarks and tests.
 

@@ -21,6 +21,18 @@ def test_damaged_records_cost_the_report_and_nothing_else(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
+    began = SimpleNamespace(directory=tmp_path, storage=LocalStorage(tmp_path))
+    began._events = lambda: Attempt._events(began)  # pyright: ignore[reportArgumentType]
+    assert Attempt._refuse_to_begin_again(began) == 0  # pyright: ignore[reportArgumentType]
+    line = '{"time":1.0,"event":"saved","attempt":0,"step":%d,"seconds":1.0,"bytes":8}\n'
+    (tmp_path / "events.jsonl").write_text(line % 4 + line % 8)
+    with pytest.raises(
+        ValueError, match=r"saved its step 8, and checkpoints/ has no trace of it; bring it back, begin"
+    ):
+        Attempt._refuse_to_begin_again(began)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_damaged_environment_is_named_and_kept(tmp_path):
     mesh, storage = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,)), LocalStorage(tmp_path)
     environment.record(storage, 0, mesh)
