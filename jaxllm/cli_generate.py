@@ -56,18 +56,13 @@ def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from jaxllm.pretrained import load_pretrained
 
     model, tokenizer = load_pretrained(arguments.path, _mesh(rest))
-    if arguments.ids:
-        prompts, shown = arguments.ids, [_text(tokenizer, ids) for ids in arguments.ids]
-    elif tokenizer is None:
-        raise ValueError(f"{arguments.path}: it has no tokenizer; give token ids, as in --ids 1,80,147")
-    else:
-        prompts = [[*model.start, *map(int, tokenizer.encode(text))] for text in arguments.prompt]
-        shown = arguments.prompt
-    _say_length(model, max(map(len, prompts)) + arguments.max_tokens)
+    prompts = arguments.ids or _encode(arguments, model, tokenizer)
     with jax.set_mesh(model.mesh):
         generator = Generator(model.decoder, model.params, min(_sizes(model, tokenizer)))
         began = time.monotonic()
         drawn = generator.stream(prompts, arguments.max_tokens, sampling, model.stop)
+        _say_length(model, max(map(len, prompts)) + arguments.max_tokens)
+        shown = arguments.prompt or [_text(tokenizer, ids) for ids in prompts]
         _print(drawn, prompts, shown, tokenizer, model, began)
     return DONE
 
@@ -86,6 +81,12 @@ def _mesh(rest: Sequence[str]) -> dict[str, int] | None:
     return sizes or None
 
 
+def _encode(arguments: argparse.Namespace, model: "Model", tokenizer: "Tokenizer | None") -> list[list[int]]:
+    if tokenizer is None:
+        raise ValueError(f"{arguments.path}: it has no tokenizer; give token ids, as in --ids 1,80,147")
+    return [[*model.start, *map(int, tokenizer.encode(text))] for text in arguments.prompt]
+
+
 def _sizes(model: "Model", tokenizer: "Tokenizer | None") -> list[int]:
     """What ids are below: rows of the embedding, and tokens that have a meaning."""
     return [model.config.vocab_size, *([] if tokenizer is None else [tokenizer.vocab_size])]
@@ -101,9 +102,9 @@ def _say_length(model: "Model", length: int) -> None:
 
 
 def _text(tokenizer: "Tokenizer | None", ids: Sequence[int]) -> str:
-    if tokenizer is None:
-        return ",".join(map(str, ids))
-    return tokenizer.decode(one for one in ids if one < tokenizer.vocab_size)
+    from jaxllm.generate.text import certain
+
+    return ",".join(map(str, ids)) if tokenizer is None else certain(tokenizer.decode(ids))
 
 
 def _print(

@@ -54,7 +54,7 @@ class Model:
     ) -> None:
         self.decoder, self.params, self.mesh = decoder, params, mesh
         self.start, self.stop, self.context_length = start, stop, context_length
-        self._forward = jax.jit(lambda params, tokens_BT: merge(decoder, params)(tokens_BT))
+        self._forward = jax.jit(self._forward_call, static_argnames="num_rows")
 
     @property
     def config(self) -> ModelConfig:
@@ -71,10 +71,15 @@ class Model:
         if tokens_BT.size and not 0 <= tokens_BT.min() <= tokens_BT.max() < self.config.vocab_size:
             raise ValueError(f"tokens: ids must be from 0 to {self.config.vocab_size - 1}, the model's vocabulary")
         with jax.set_mesh(self.mesh):
-            num_rows = len(tokens_BT)
-            more = -num_rows % num_shards()  # the mesh wants as many rows on each device
-            output = self._forward(self.params, np.pad(tokens_BT, ((0, more), (0, 0))))
-            return Output(output.logits[:num_rows]) if more else output
+            more = -len(tokens_BT) % num_shards()  # the mesh wants as many rows on each device
+            return self._forward(self.params, np.pad(tokens_BT, ((0, more), (0, 0))), num_rows=len(tokens_BT))
+
+    def _forward_call(self, params: Tree, tokens_BT: jax.Array, num_rows: int) -> Output:
+        lay = self.decoder.recipe.rules.activation
+        logits_BTV = merge(self.decoder, params)(jax.reshard(tokens_BT, lay("batch", "sequence"))).logits
+        if num_rows < len(tokens_BT):
+            logits_BTV = jax.reshard(logits_BTV, lay(None, "sequence", "vocab"))[:num_rows]
+        return Output(logits_BTV)
 
 
 def load_pretrained(path: Place, mesh: Mesh | Mapping[str, int] | None = None) -> tuple[Model, Tokenizer | None]:

@@ -85,9 +85,14 @@ class Generator:
             ValueError: a prompt is empty, has an id that the model does not know, or is too long for it.
         """
         self._check(prompts, num_tokens)
-        sampling, num_rows = sampling or Sampling(), -(-len(prompts) // num_shards()) * num_shards()
+        return self._stream(prompts, num_tokens, sampling or Sampling(), stop)
+
+    def _stream(
+        self, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling, stop: Collection[int]
+    ) -> Iterator[list[int | None]]:
+        num_rows = -(-len(prompts) // num_shards()) * num_shards()
         texts = [list(prompts[index % len(prompts)]) for index in range(num_rows)]
-        key = jax.random.key(sampling.seed)
+        key, sampling = jax.random.key(sampling.seed), dataclasses.replace(sampling, seed=0)  # programs know no seed
         ended = [False] * len(prompts)
         tokens_B, positions_B, cache = self._first(texts, num_tokens, sampling, key, np.int32(0))
         for step in range(1, num_tokens + 1):

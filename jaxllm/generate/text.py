@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from jaxllm.data.tokenizer import Tokenizer
 
 _UNKNOWN = "\ufffd"
-_BEFORE = 8
-"""Tokens of a prompt that are decoded with the first ones behind it."""
 
 
 class TextStream:
@@ -19,29 +17,37 @@ class TextStream:
 
     Args:
         tokenizer: of the tokens.
-        prompt: ids before the text.
+        prompt: ids before the text; at their end too, an unfinished character is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._ids = [one for one in prompt if one < tokenizer.vocab_size][-_BEFORE:]
-        self._shown = len(self._decode())
+        self._decode = tokenizer.decode
+        self._ids = list(prompt)
+        self._shown, self._whole = len(certain(self._decode(self._ids))), 0
 
     def add(self, token: int) -> str:
         """The text that is certain with this token; empty where that is none yet."""
         self._ids.append(token)
-        return self._take(self._decode().rstrip(_UNKNOWN))
+        text = self._decode(self._ids)
+        new = self._take(certain(text))
+        if not text.endswith(_UNKNOWN):
+            # nothing is held back: those since the last time it was so are enough to decode the next with
+            self._ids = self._ids[self._whole :]
+            self._shown, self._whole = len(self._decode(self._ids)), len(self._ids)
+        return new
 
     def end(self) -> str:
         """What was held back."""
-        return self._take(self._decode())
-
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._ids)
+        return self._take(self._decode(self._ids))
 
     def _take(self, text: str) -> str:
         new, self._shown = text[self._shown :], max(self._shown, len(text))
         return new
+
+
+def certain(text: str) -> str:
+    """A text without what may be an unfinished character at its end."""
+    return text.rstrip(_UNKNOWN)
 
 
 class IdStream:

@@ -14,6 +14,7 @@ import tiny
 from jaxllm import cli, sharding
 from jaxllm.config import MeshConfig, dump, load, resolved
 from jaxllm.data.store import open_store
+from jaxllm.data.tokenizer import load_saved
 from jaxllm.layers.param import Recipe, leaves
 from jaxllm.models.decoder import Decoder
 from jaxllm.storage import LocalStorage
@@ -92,7 +93,8 @@ def test_merged_parameters_are_a_run_to_start_from(home: pathlib.Path, tuned: pa
             assert singular[2] > 1e-5 > 100 * singular[3]
     origin = find_origin("", home / "runs/merged", print)
     assert origin.experiment.tune.lora is None and origin.experiment.run.init_from == ""
-    assert origin.newest.extra["tokenizer"] and origin.experiment.run.path == "runs/merged"
+    assert origin.newest.extra["tokenizer"] == load_saved(home / "runs/merged/tokenizer").digest
+    assert origin.experiment.run.path == "runs/merged"
 
 
 FROM_BASE = ["--run.init_from", "runs/base"]

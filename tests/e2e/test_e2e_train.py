@@ -9,6 +9,7 @@ import pytest
 from jaxllm.config import load
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import open_store
+from jaxllm.data.tokenizer import load_saved
 from jaxllm.train.metrics import read_events, read_metrics
 from tests.e2e.conftest import run, start, wait_for_step
 
@@ -55,6 +56,7 @@ def test_a_run_leaves_its_contract(unbroken: pathlib.Path) -> None:
     assert "<html" in report and "Loss by source" in report and "new phase" in report
     environment = json.loads((unbroken / "environment.json").read_text())
     assert environment[0]["attempt"] == 0 and environment[0]["versions"]["jax"]
+    assert load_saved(unbroken / "tokenizer").vocab_size == 257
     kept = sorted(path.parent.name for path in unbroken.glob("checkpoints/*/meta.json"))
     # the newest two, and the oldest that clean steps may still make good
     assert kept == [f"step-{step:08d}.attempt-0000" for step in (4, 20, 24)]

@@ -1,5 +1,6 @@
 """Reading a text piece by piece through the cache gives what one forward pass of the whole gives."""
 
+import dataclasses
 import functools
 
 import families
@@ -13,17 +14,11 @@ from jaxllm.generate.cache import make_cache
 from jaxllm.models.decoder import merge
 
 LENGTH = 24
-BLOCKS = families.published()
-MODELS = {
-    "published, first half": families.stack(BLOCKS[::2], learned_positions=LENGTH, embedding_norm=True),
-    "published, second half": families.stack(BLOCKS[1::2], tie_embeddings=True, final_soft_cap=2.0),
-}
-MIXED = families.stack(
-    [families.plain(window=families.WINDOW), families.plain(scaling="yarn")],
-    num_layers=4,
-    prefix=(families.plain(window=LENGTH),),
+PUBLISHED = families.stack(
+    families.published(), learned_positions=LENGTH, embedding_norm=True, tie_embeddings=True, final_soft_cap=2.0
 )
-"""A prefix whose window is never full, a period with and without a window, and a remainder."""
+MIXED = families.stack([families.plain(window=families.WINDOW), families.plain(scaling="yarn")], num_layers=3)
+"""A period with and without a window, and a remainder."""
 PADS = np.array([0, 7])
 """Padding on the left of each row; that of the second row reaches past the first chunks of some splits."""
 
@@ -68,6 +63,19 @@ class Reader:
                 found.append(np.asarray(logits))
         return found
 
+    def token_by_token(self, *arrays: np.ndarray) -> np.ndarray:
+        """Logits of calls of one token, the first one too, over what holds nothing yet."""
+        found = []
+        with jax.set_mesh(self.running.mesh):
+            cache = {
+                group: [dataclasses.replace(one, fresh=False) for one in slots]
+                for group, slots in self.empty(*arrays[0].shape).items()
+            }
+            for column in range(arrays[0].shape[1]):
+                logits, cache = self.extend(self.params, cache, *(x[:, column : column + 1] for x in arrays))
+                found.append(np.asarray(logits))
+        return np.concatenate(found, axis=1)
+
 
 def assert_equal(found: np.ndarray, wanted: np.ndarray, counts: np.ndarray) -> None:
     """Logits are, but for those of padding."""
@@ -76,20 +84,10 @@ def assert_equal(found: np.ndarray, wanted: np.ndarray, counts: np.ndarray) -> N
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_single_tokens_behind_a_prompt_give_what_one_call_gives(name):
-    """A prompt longer than the windows, and single tokens once around the rings; every published family."""
-    reader, (tokens, positions, segments) = Reader(MODELS[name]), text()
-    (wanted,) = reader.in_pieces([LENGTH], tokens, positions, segments)
-    num_behind = 2 * families.WINDOW + 1
-    prompts = [np.roll(x, num_behind, axis=1) for x in (tokens, positions, segments)]
-    for prompt in prompts[1:]:
-        prompt[:, :num_behind] = 0  # as long as the whole, so that one program does for both
-    behind = [x[:, -num_behind:] for x in (tokens, positions, segments)]
-    arrays = [np.concatenate(both, axis=1) for both in zip(prompts, behind, strict=True)]
-    found = reader.in_pieces([LENGTH, *[1] * num_behind], *arrays)
-    assert_equal(found[0][:, num_behind:], wanted[:, :-num_behind], segments[:, :-num_behind])
-    assert_equal(np.concatenate(found[1:], axis=1), wanted[:, -num_behind:], behind[2])
+def test_single_tokens_give_what_a_pass_without_a_cache_gives():
+    """All published kinds of attention, several times around the rings; padding first, in one row."""
+    reader, arrays = Reader(PUBLISHED), text()
+    assert_equal(reader.token_by_token(*arrays), reader.whole(*arrays), arrays[2])
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +97,10 @@ def mixed():
 
 @pytest.mark.parametrize("num_pads", [(0, 0), (3, 9)])
 def test_pieces_of_any_length_give_what_a_pass_without_a_cache_gives(mixed, num_pads):
-    """Rings of 5: a first call and chunks longer and shorter than they are, that begin within them and at their end."""
+    """Rings of 5, that a first call does not fill, a chunk fills more than once, and single tokens go around."""
     arrays = text(np.array(num_pads))
     wanted = mixed.whole(*arrays)
-    for lengths in ([7, 1, 7, 3, 3, 3], [3, 7, 1, 1, 1, 1, 3, 7]):
+    for lengths in ([3, 7, 7, *[1] * 7], [3, 1, 1, 1, 7, *[1] * 11]):
         assert_equal(np.concatenate(mixed.in_pieces(lengths, *arrays), axis=1), wanted, arrays[2])
 
 
@@ -120,4 +118,4 @@ def test_a_slot_with_a_window_keeps_no_more_than_the_window(mixed):
     with jax.set_mesh(mixed.running.mesh):
         cache = mixed.empty(2, LENGTH)
     places = {group: [one.num_places for one in slots] for group, slots in cache.items()}
-    assert places == {"prefix": [LENGTH], "period": [5, LENGTH], "remainder": [5]}
+    assert places == {"period": [5, LENGTH], "remainder": [5]}
