@@ -59,6 +59,8 @@ def register(commands: Any) -> None:
     guard.epilog = OVERRIDES
     truth = add("plan-truth", _plan_truth, "Put the plan's memory and communication beside the real compilers'.")
     truth.add_argument("pairs", nargs="*", metavar="PAIR", help="model, chips and mesh (all; minutes each)")
+    order = add("plan-rank", _plan_rank, "Put the plan's order of meshes beside that of the TPU compiler's programs.")
+    order.add_argument("models", nargs="*", metavar="MODEL", help="llama3.2-1b, qwen3-4b (both; 20 minutes each)")
     spikes = add("spikes", _spikes, "Make a small run's loss spike in eight ways, and see whether it recovers.")
     spikes.add_argument("--kinds", nargs="+", metavar="KIND", help="of trouble (all eight)")
     spikes.add_argument("--seeds", type=int, help="runs of each kind and mode (5)")
@@ -167,6 +169,18 @@ def _plan_truth(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     result = plan_truth.measure(arguments.pairs, say)
     print(json.dumps(result, indent=2) if arguments.json else plan_truth.text(result))
+    return DONE
+
+
+def _plan_rank(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    none(rest)
+    from jaxllm.bench import plan_rank
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = plan_rank.measure(arguments.models, say)
+    print(json.dumps(result, indent=2) if arguments.json else plan_rank.text(result))
     return DONE
 
 

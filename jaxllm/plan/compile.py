@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxllm.config import Experiment, resolved
 from jaxllm.plan.target import Target
@@ -198,22 +198,38 @@ def confirm(experiment: Experiment, machine: Machine, export: str = "") -> Compi
         ran = subprocess.run(
             [sys.executable, "-m", "jaxllm.plan.worker"],
             input=json.dumps(order),
-            env=_environment(machine),
+            env=environment(machine),
             capture_output=True,
             text=True,
         )
-        if not path.exists():
-            raise RuntimeError(f"the compiler for {machine} failed:\n{ran.stderr[-2000:]}")
-        result = json.loads(path.read_text())
+        result = read_result(path, ran.stderr, machine)
+    result["moved"] = tuple(Moved(**one | {"axes": tuple(one["axes"])}) for one in result["moved"])
+    return Compiled(**result)
+
+
+def read_result(path: Path, errors: str, machine: Machine) -> dict[str, Any]:
+    """What the worker wrote of a step that it compiled.
+
+    Args:
+        path: of its answer.
+        errors: that it printed.
+        machine: that it compiled for.
+
+    Raises:
+        DoesNotFit, ValueError, RuntimeError: as `confirm`.
+    """
+    if not path.exists():
+        raise RuntimeError(f"the compiler for {machine} failed:\n{errors[-2000:]}")
+    result = json.loads(path.read_text())
     if "mistake" in result:
         raise ValueError(result["mistake"])
     if "exceeded" in result:
         raise DoesNotFit(result["exceeded"], machine)
-    moved = tuple(Moved(**one | {"axes": tuple(one["axes"])}) for one in result["moved"])
-    return Compiled(**result | {"moved": moved})
+    return result
 
 
-def _environment(machine: Machine) -> dict[str, str]:
+def environment(machine: Machine) -> dict[str, str]:
+    """Of the process that compiles for a machine."""
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | _SETTINGS[machine.platform] | {"PYTHONPATH": os.pathsep.join(paths)}
     if machine.platform == "cpu":

@@ -95,26 +95,32 @@ def collectives(text: str, mesh: Mapping[str, int]) -> Iterator[Collective]:
     """
     overlapped: set[tuple[str, tuple[str, ...]]] = set()
     for placed in walk(parse(text)):
-        opcode, rest = placed.instruction.opcode, placed.instruction.rest
+        rest = placed.instruction.rest
         if 'chain_id="' in rest and (channel := _CHANNEL.search(rest)):
             place = channel[1], placed.loops
             if place in overlapped:
                 continue
             overlapped.add(place)
-        kind, scattered = opcode.removesuffix("-start"), 1
-        if kind == "send" and (transfer := _TRANSFER.search(rest)):
-            kind, axes = transfer[1].lower().replace("_", "-"), ("slice",)
-        elif kind in _KINDS:
-            groups = _groups(rest, math.prod(mesh.values()))
-            axes = _axes(groups, mesh)
-            if kind == "reduce-scatter":
-                scattered = len(groups[0])
-            if kind == "all-reduce" and placed.computation.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"
-        else:
-            continue
-        for size in _sizes(placed.instruction.result, opcode, rest):
-            yield Collective(kind, axes, placed.loops, size * scattered, placed.repeats)
+        for kind, axes, size in moved(placed.instruction, placed.computation, mesh):
+            yield Collective(kind, axes, placed.loops, size, placed.repeats)
+
+
+def moved(one: Instruction, computation: str, mesh: Mapping[str, int]) -> list[tuple[str, tuple[str, ...], int]]:
+    """What an instruction moves between devices: kind, axes and bytes of each array, as in `Collective`."""
+    opcode, rest = one.opcode, one.rest
+    kind, scattered = opcode.removesuffix("-start"), 1
+    if kind == "send" and (transfer := _TRANSFER.search(rest)):
+        kind, axes = transfer[1].lower().replace("_", "-"), ("slice",)
+    elif kind in _KINDS:
+        groups = _groups(rest, math.prod(mesh.values()))
+        axes = _axes(groups, mesh)
+        if kind == "reduce-scatter":
+            scattered = len(groups[0])
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+    else:
+        return []
+    return [(kind, axes, size * scattered) for size in _sizes(one.result, opcode, rest)]
 
 
 def count(found: Iterable[Collective], *, at_least: int = 0) -> dict[tuple, int]:
@@ -144,10 +150,10 @@ def walk(program: Program) -> Iterator[Placed]:
         name, loops, repeats, fused = queue.pop()
         for one in computations[name]:
             yield Placed(one, name, loops, repeats, fused)
-            called = [other for found in _CALLED.findall(one.rest) for other in re.findall(r"%([\w.\-]+)", found)]
+            called = calls(one)
             if one.opcode == "while":
-                turns = repeats * _turns(one.rest, computations)
-                queue += [(other, (*loops, _scope(one.rest)), turns, fused) for other in called]
+                times = repeats * turns(one, computations)
+                queue += [(other, (*loops, _scope(one.rest)), times, fused) for other in called]
             else:
                 within = fused or one.opcode not in ("call", "call-start", "conditional", "async-start")
                 queue += [(other, loops, repeats, within) for other in called]
@@ -161,8 +167,19 @@ def sizes_of(types: str) -> list[tuple[int, int]]:
     ]
 
 
-def _turns(rest: str, computations: Mapping[str, list[Instruction]]) -> int:
+def calls(one: Instruction) -> list[str]:
+    """Computations that an instruction runs."""
+    return [other for found in _CALLED.findall(one.rest) for other in operands(found)]
+
+
+def operands(rest: str) -> list[str]:
+    """Names in a list of operands."""
+    return re.findall(r"%([\w.\-]+)", rest)
+
+
+def turns(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
     """How often a loop runs."""
+    rest = loop.rest
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest):
         return int(known[1])
     condition = re.search(r"condition=%([\w.\-]+)", rest)

@@ -27,7 +27,7 @@ def flops(program: Program) -> float:
     computations, _ = program
     types = {name: {one.name: one.result for one in lines} for name, lines in computations.items()}
     return float(
-        sum(placed.repeats * _flops(placed.instruction, types[placed.computation]) for placed in walk(program))
+        sum(placed.repeats * flops_of(placed.instruction, types[placed.computation]) for placed in walk(program))
     )
 
 
@@ -41,7 +41,13 @@ def cycles(program: Program) -> int:
     return total
 
 
-def _flops(one: Instruction, types: Mapping[str, str]) -> int:
+def flops_of(one: Instruction, types: Mapping[str, str]) -> int:
+    """FLOPs of one instruction.
+
+    Args:
+        one: the instruction.
+        types: of its computation's instructions, by name.
+    """
     if one.opcode not in ("dot", "convolution", "custom-call"):
         return 0
     names = re.findall(r"%([\w.\-]+)", one.rest.partition(")")[0])[:2]
