@@ -5,6 +5,7 @@ An imported run is one checkpoint, without an optimizer's state: what `run.init_
 that began there is exported.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ import jax
 import msgspec
 
 from jaxllm.config import (
-    BytesTokenizer,
     DataConfig,
     Experiment,
     HuggingFaceTokenizer,
@@ -27,8 +27,8 @@ from jaxllm.config import (
     TrainConfig,
 )
 from jaxllm.data.hub import fetch
-from jaxllm.data.store import open_store
-from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.store import find_tokenizer
+from jaxllm.data.tokenizer import HuggingFace, SentencePiece, Tokenizer, load_tokenizer
 from jaxllm.hf import config as configs
 from jaxllm.hf.load import load_tensors, match, read_config
 from jaxllm.hf.safetensors import DTYPES, Tensors, open_tensors
@@ -36,17 +36,17 @@ from jaxllm.hf.save import check_target, save
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import Decoder
 from jaxllm.sharding import make_mesh, make_rules
-from jaxllm.storage import Place, Storage, open_storage
-from jaxllm.train.directory import CARRIED, carried
+from jaxllm.storage import Place, Storage, is_url, open_storage
+from jaxllm.train.directory import CARRIED, TOKENIZER, carried
 from jaxllm.train.initial import Origin, find_origin
 from jaxllm.tune.merge import begun, write
 
 FILES = (
     configs.CONFIG,
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
+    HuggingFace.FILE,
+    HuggingFace.CONFIG,
+    SentencePiece.FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -83,18 +83,20 @@ def import_model(model: str, out: Place, say: Callable[[str], None] = print) -> 
     storage = open_storage(out)
     if Path(out).is_file() or storage.list():
         raise ValueError(f"{out} is not empty; name a new directory")
-    dtype = _dtype(tensors)
-    experiment, extra = _experiment(directory, config, dtype, str(out), say)
+    dtype, tokenizer = _dtype(tensors), _tokenizer(Path(directory), say)
+    experiment = _experiment(directory, config, dtype, str(out), tokenizer)
     mesh, recipe = _recipe(config, experiment.train.precision.parameters)
+    files = {f"{CARRIED}/{name}": Path(directory) / name for name in FILES if (Path(directory) / name).is_file()}
+    extra = {DTYPE: dtype} | ({} if tokenizer is None else {"tokenizer": tokenizer.digest})
     try:
-        for name in FILES:
-            if (Path(directory) / name).is_file():
-                storage.write(f"{CARRIED}/{name}", (Path(directory) / name).read_bytes())
+        for name, path in files.items():
+            storage.write(name, path.read_bytes())
+        for name, content in () if tokenizer is None else tokenizer.files.items():
+            storage.write(f"{TOKENIZER}/{name}", content)
         with jax.set_mesh(mesh):
-            state = begun(load_tensors(tensors, recipe, config), 0, 0)
-            write(storage, experiment, state, 0, {**extra, DTYPE: dtype}, say)
+            write(storage, experiment, begun(load_tensors(tensors, recipe, config), 0, 0), 0, extra, say)
     except BaseException:
-        _clear(storage)
+        _clear(storage, out)
         raise
     return f"{config.family}, {_values(tensors):,} parameters in {dtype}"
 
@@ -112,9 +114,13 @@ def _dtype(tensors: Tensors) -> str:
     return str(DTYPES[max(found, key=lambda code: found[code])])
 
 
-def _clear(storage: Storage) -> None:
+def _clear(storage: Storage, out: Place) -> None:
+    """Take back what was written of a run."""
     for name in storage.list():
         storage.remove(name)
+    if not is_url(out):
+        with contextlib.suppress(OSError):
+            Path(out).expanduser().rmdir()
 
 
 def _recipe(config: ModelConfig, dtype: str) -> tuple[jax.sharding.Mesh, Recipe]:
@@ -123,45 +129,35 @@ def _recipe(config: ModelConfig, dtype: str) -> tuple[jax.sharding.Mesh, Recipe]
     return mesh, Recipe(make_rules(MeshConfig(), dict(mesh.shape)), parameters=dtype)
 
 
-def _experiment(
-    directory: str, config: ModelConfig, dtype: str, out: str, say: Callable[[str], None]
-) -> tuple[Experiment, dict[str, Any]]:
-    """What the run says that it trained, and what its checkpoint says of the tokenizer."""
-    tokenizer, extra = _tokenizer(directory, say)
-    data: dict[str, Any] = {}
+def _experiment(directory: str, config: ModelConfig, dtype: str, out: str, tokenizer: Tokenizer | None) -> Experiment:
+    """What the run says that it trained."""
+    length = configs.max_positions(configs.read_tree(directory))
+    chosen: dict[str, Any] = {}
     if tokenizer is not None:
         # the run's own copy, where it lies on a disk
-        place = directory if "://" in out else f"{Path(out).resolve()}/{CARRIED}"
-        named = Path(tokenizer.path).name if isinstance(tokenizer, SentencePieceTokenizer) else ""
-        data["tokenizer"] = msgspec.structs.replace(tokenizer, path=f"{place}/{named}".rstrip("/"))
-    length = configs.max_positions(configs.read_tree(directory))
-    experiment = Experiment(
+        place = Path(directory) if is_url(out) else Path(out).resolve() / CARRIED
+        own = SentencePieceTokenizer(path=str(place / SentencePiece.FILE)), HuggingFaceTokenizer(path=str(place))
+        chosen["tokenizer"] = own[isinstance(tokenizer, HuggingFace)]
+    return Experiment(
         run=RunConfig(name=Path(out).resolve().name),
         model=config,
-        data=DataConfig(phases=(PhaseConfig(sequence_length=length, batch_size=1, steps=1),), **data),
+        data=DataConfig(phases=(PhaseConfig(sequence_length=length, batch_size=1, steps=1),), **chosen),
         train=TrainConfig(precision=PrecisionConfig(parameters="bfloat16" if dtype == "bfloat16" else "float32")),
     )
-    return experiment, extra
 
 
-def _tokenizer(
-    directory: str, say: Callable[[str], None]
-) -> tuple[HuggingFaceTokenizer | SentencePieceTokenizer | None, dict[str, Any]]:
-    """The tokenizer that came with a model, and how checkpoints name it."""
-    place = Path(directory)
-    found: HuggingFaceTokenizer | SentencePieceTokenizer | None = None
-    if (place / "tokenizer.json").is_file():
-        found = HuggingFaceTokenizer(path=directory)
-    elif (place / "tokenizer.model").is_file():
-        found = SentencePieceTokenizer(path=str(place / "tokenizer.model"))
-    if found is None:
-        say(f"{directory}: there is no tokenizer; name the model's own where you train it on")
-        return None, {}
+def _tokenizer(directory: Path, say: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer that came with a model."""
     try:
-        return found, {"tokenizer": load_tokenizer(found).digest}
+        if (directory / HuggingFace.FILE).is_file():
+            return load_tokenizer(HuggingFaceTokenizer(path=str(directory)))
+        if (directory / SentencePiece.FILE).is_file():
+            return load_tokenizer(SentencePieceTokenizer(path=str(directory / SentencePiece.FILE)))
     except ValueError as error:
         say(f"{error}; the model comes without its tokenizer")
-        return None, {}
+        return None
+    say(f"{directory}: there is no tokenizer; name the model's own where you train it on")
+    return None
 
 
 def export_run(run: Place, out: Place, dtype: str | None = None, say: Callable[[str], None] = print) -> str:
@@ -216,11 +212,14 @@ def _token_ids(came: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer_files(origin: Origin, say: Callable[[str], None]) -> dict[str, bytes]:
-    """The files of the tokenizer that a run was trained with."""
-    if isinstance(origin.experiment.data.tokenizer, BytesTokenizer):
-        return {}
-    try:
-        return dict(open_store(origin.experiment.data).tokenizer.files)
-    except (ValueError, OSError) as error:
-        say(f"{origin.directory}: exported without a tokenizer, for its data are not here ({error})")
-        return {}
+    """The files of the tokenizer that a run was trained with, as far as transformers knows such."""
+    names = origin.storage.list(f"{TOKENIZER}/")
+    if names:
+        files = {name.removeprefix(f"{TOKENIZER}/"): origin.storage.read(name) for name in names}
+    else:
+        found = find_tokenizer(origin.experiment.data)
+        files = {} if found is None else dict(found.files)
+    known = {name: content for name, content in files.items() if name in FILES}
+    if not known:
+        say(f"{origin.directory}: exported without a tokenizer; it has none that transformers knows")
+    return known

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -63,7 +64,7 @@ def load_tensors(tensors: Tensors, recipe: Recipe, config: ModelConfig) -> Tree:
     mesh, made = jax.sharding.get_mesh(), {}
     for leaf, declaration in leaves(declarations(Decoder(config, recipe))):
         sharding = NamedSharding(mesh, recipe.rules.storage(declaration.axes))
-        made[leaf] = _array(tensors, places[leaf], declaration, sharding, np.dtype(recipe.parameters))
+        made[leaf] = _array(tensors, places[leaf], declaration, sharding, jnp.dtype(recipe.parameters))
     return nest(made)
 
 

@@ -13,6 +13,7 @@ One `Entry` describes both directions.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from jaxllm.config import ModelConfig
 from jaxllm.layers.param import Declaration, Recipe, leaves
@@ -91,14 +92,14 @@ class Entry:
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-    """The tensors of a model in Hugging Face's form, in the order of its layers.
+    """The tensors of a model in Hugging Face's form: the embedding, the layers one by one, the last norm, the head.
 
     Raises:
         ValueError: the model's family has no place for one of its parameters.
     """
     table = NAMES[config.family]
     order = {name: number for number, name in enumerate(table)}
-    found: dict[str, list[tuple[str, int | None, Declaration, Place]]] = {}
+    found: dict[str, list[_Found]] = {}
     for leaf, declaration in leaves(declarations(Decoder(config, Recipe()))):
         name = canonical_name(leaf)
         if name not in table:
@@ -107,15 +108,38 @@ def entries(config: ModelConfig) -> list[Entry]:
                 f"{name!r}, and this one has; name the family whose values these are"
             )
         place = _place(table[name], config)
-        for stacked, number in enumerate(layer_numbers(config, leaf) or (None,)):
-            tensor = place.name if number is None else place.name.format(number)
-            found.setdefault(tensor, []).append((leaf, None if number is None else stacked, declaration, place))
-    groups = config.attention.kv_heads
-    made = [
-        _entry(name, sorted(parts, key=lambda part: order[canonical_name(part[0])]), groups)
-        for name, parts in found.items()
-    ]
-    return made
+        if name == leaf:
+            found.setdefault(place.name, []).append(_Found(order[name], -1, leaf, None, declaration, place))
+        for stacked, number in enumerate(layer_numbers(config, leaf)):
+            tensor = place.name.format(number)
+            found.setdefault(tensor, []).append(_Found(order[name], number, leaf, stacked, declaration, place))
+    first = min(rank for name, rank in order.items() if name.startswith("layers."))
+
+    def key(name: str) -> tuple[bool, int, int]:
+        one = min(found[name])
+        return one.layer < 0 and one.rank > first, one.layer, one.rank
+
+    return [_entry(name, sorted(found[name]), config.attention.kv_heads) for name in sorted(found, key=key)]
+
+
+class _Found(NamedTuple):
+    """A parameter of one layer, or (layer -1) of none, on its way into a tensor.
+
+    Attributes:
+        rank: its row in the table.
+        layer: the layer's number.
+        leaf: dotted name of its array.
+        stacked: the layer's place in that.
+        declaration: of the array.
+        place: of the parameter.
+    """
+
+    rank: int
+    layer: int
+    leaf: str
+    stacked: int | None
+    declaration: Declaration
+    place: Place
 
 
 def _place(value: str | Place, config: ModelConfig) -> Place:
@@ -124,15 +148,15 @@ def _place(value: str | Place, config: ModelConfig) -> Place:
     return dataclasses.replace(place, name=place.parallel) if renamed else place
 
 
-def _entry(name: str, parts: list[tuple[str, int | None, Declaration, Place]], kv_heads: int) -> Entry:
+def _entry(name: str, parts: list[_Found], kv_heads: int) -> Entry:
     """The tensor that some parameters share, or that one has for itself."""
-    declaration, place = parts[0][2], parts[0][3]
+    declaration, place = parts[0].declaration, parts[0].place
     groups = kv_heads if place.by_head else 1
-    shapes = [one.shape[one.stacked :] for _, _, one, _ in parts]
+    shapes = [part.declaration.shape[part.declaration.stacked :] for part in parts]
     sizes = [math.prod(shape[declaration.num_inputs :]) // groups for shape in shapes]
     made = tuple(
-        Part(leaf, layer, shape, one.num_inputs, sum(sizes[:number]), sum(sizes), groups)
-        for number, ((leaf, layer, one, _), shape) in enumerate(zip(parts, shapes, strict=True))
+        Part(part.leaf, part.stacked, shape, declaration.num_inputs, sum(sizes[:number]), sum(sizes), groups)
+        for number, (part, shape) in enumerate(zip(parts, shapes, strict=True))
     )
     inputs, outputs = made[0].matrix[0], groups * sum(sizes)
     turned = declaration.role in ("matrix", "head") and not place.plain

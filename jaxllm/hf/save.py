@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxllm.config import ModelConfig
 from jaxllm.hf import config as configs
@@ -127,34 +128,33 @@ def _pieces(shard: Sequence[Entry], params: Tree, dtype: str) -> Iterator[bytes 
 
 
 def gathered(entry: Entry, params: Tree, dtype: np.dtype) -> np.ndarray:
-    """A tensor, put together of its parameters' shards, on the host.
+    """A tensor, put together on the host of what this process's devices hold of its parameters: all of it.
 
     Args:
         entry: the tensor.
-        params: of the model, or a tree of its shapes.
+        params: of the model, or a tree of its shapes, under the ambient mesh.
         dtype: of the result.
     """
     flat, made = dict(leaves(params)), np.empty(entry.shape, dtype)
     whole = made[None] if made.ndim == 1 else made
     for part in entry.parts:
-        seen = set()
-        for shard in flat[part.leaf].addressable_shards:
-            index = tuple(
-                slice(*one.indices(size)[:2]) for one, size in zip(shard.index, flat[part.leaf].shape, strict=True)
-            )
-            key = tuple((one.start, one.stop) for one in index)
-            if key not in seen and (part.layer is None or index[0].start <= part.layer < index[0].stop):
-                seen.add(key)
-                _write_part(entry, part, shard.data, index, whole)
+        array = flat[part.leaf] if part.layer is None else _layer(flat[part.leaf], part.layer)
+        pieces = {str(shard.index): shard for shard in array.addressable_shards}  # of equal ones one
+        for shard in pieces.values():
+            _write_part(entry, part, np.asarray(shard.data), shard.index, whole)
     return made
 
 
-def _write_part(entry: Entry, part: Part, value: jax.Array, index: tuple[slice, ...], into: np.ndarray) -> None:
-    """A shard of a parameter, of one layer, into the tensor."""
-    if part.layer is not None:
-        value, index = value[part.layer - index[0].start], index[1:]
+def _layer(array: jax.Array, number: int) -> jax.Array:
+    """One layer of a stacked array; where layers lie over the stages of a pipeline, each stage gets it."""
+    stages, *others = jax.typeof(array).sharding.spec.partitions
+    return (array if stages is None else jax.reshard(array, PartitionSpec(None, *others)))[number]
+
+
+def _write_part(entry: Entry, part: Part, value: np.ndarray, index: tuple[slice, ...], into: np.ndarray) -> None:
+    """A piece of a parameter of one layer, into the tensor."""
     first, last = part.inputs(index)
-    ours = np.asarray(value).reshape(last - first, -1)
+    ours = value.reshape(last - first, -1)
     for start, at, length in part.outputs(index):
         source = ours[:, start : start + length]
         if entry.turned:

@@ -152,7 +152,7 @@ def open_origin(
     _compare(where, origin, experiment, model)
     known = origin.newest.extra.get("tokenizer")
     if known is None:
-        say(f"{where}: its checkpoint is an older jaxllm's and does not say which tokenizer it knows; trust this one's")
+        say(f"{where}: its checkpoint does not say which tokenizer it knows; this run's is trusted")
     elif known != tokenizer:
         raise ValueError(
             f"{where}: it was trained with another tokenizer, so that its parameters know other tokens; use its own: "
