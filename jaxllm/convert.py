@@ -37,7 +37,7 @@ from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import Decoder
 from jaxllm.sharding import make_mesh, make_rules
 from jaxllm.storage import Place, Storage, is_url, open_storage
-from jaxllm.train.directory import CARRIED, TOKENIZER, carried
+from jaxllm.train.directory import CARRIED, DTYPE, TOKENIZER, carried
 from jaxllm.train.initial import Origin, find_origin
 from jaxllm.tune.merge import begun, write
 
@@ -55,9 +55,6 @@ FILES = (
     "chat_template.json",
 )
 """Files that are carried along with a model."""
-
-DTYPE = "huggingface_dtype"
-"""What an imported checkpoint's `extra` calls the dtype that its tensors had."""
 
 
 def import_model(model: str, out: Place, say: Callable[[str], None] = print) -> str:

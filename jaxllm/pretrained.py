@@ -22,7 +22,7 @@ from jaxllm.layers.param import Recipe, Tree
 from jaxllm.models.decoder import Decoder, Output, merge
 from jaxllm.sharding import make_mesh, make_rules, num_shards
 from jaxllm.storage import Place, is_url, open_storage
-from jaxllm.train.directory import CONFIG, TOKENIZER
+from jaxllm.train.directory import CONFIG, DTYPE, TOKENIZER
 from jaxllm.train.initial import Origin, find_origin
 
 logger = logging.getLogger("jaxllm")
@@ -115,7 +115,9 @@ def _from_run(origin: Origin, mesh: Mesh | Mapping[str, int] | None) -> tuple[Mo
             f"{origin.directory}: its checkpoints hold adapters only; merge them first, with: "
             f"jaxllm merge {origin.directory} {origin.directory}-merged"
         )
-    model, dtype = _on_any_platform(origin.model), experiment.train.precision.compute
+    # as it was trained; what was only imported, as the directory that it came from
+    dtype = origin.newest.extra.get(DTYPE, experiment.train.precision.compute)
+    model = _on_any_platform(origin.model)
     devices = _mesh(mesh, model)
     decoder = Decoder(model, _recipe(devices, dtype))
     with jax.set_mesh(devices):
@@ -143,7 +145,7 @@ def _tokenizer_of(origin: Origin, digest: str | None) -> Tokenizer | None:
 
 
 def _from_hugging_face(directory: Path, mesh: Mesh | Mapping[str, int] | None) -> tuple[Model, Tokenizer | None]:
-    from jaxllm.hf import load as hf  # pyright: ignore[reportMissingImports,reportAttributeAccessIssue]
+    from jaxllm.hf import load as hf
 
     model = hf.read_config(directory)
     given = _json(directory / HF_CONFIG)

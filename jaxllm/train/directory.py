@@ -9,6 +9,8 @@ CONFIG = "config.toml"
 TOKENIZER = "tokenizer"
 CARRIED = "huggingface"
 """Where a run that was imported keeps the files that came with its model, and its config.json."""
+DTYPE = "huggingface_dtype"
+"""What an imported checkpoint's `extra` calls the dtype that its tensors had."""
 REPORT = "report.html"
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import msgspec
+import numpy as np
 import pytest
 from parity import GOLDEN
 from test_hf_roundtrip import contents
@@ -13,6 +14,7 @@ from jaxllm.cli import main
 from jaxllm.config import HuggingFaceTokenizer, LoRAConfig, TuneConfig, dump, resolved
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.hf.config import read_tree
+from jaxllm.pretrained import load_pretrained
 from jaxllm.storage import LocalStorage
 from jaxllm.train.directory import read_config
 from jaxllm.train.initial import open_origin
@@ -54,6 +56,12 @@ def test_an_imported_run_is_what_another_starts_from(model, run, capsys):
     origin = open_origin(new, experiment.model, digest, said.append)
     assert origin is not None and origin.newest.step == 0 and said == []
     assert load_tokenizer(experiment.data.tokenizer).digest == digest
+
+
+def test_an_imported_run_computes_what_the_directory_that_it_came_from_does(model, run):
+    tokens = np.arange(12).reshape(2, 6)
+    ours, theirs = (np.asarray(load_pretrained(path)[0](tokens).logits) for path in (run, model))
+    assert np.array_equal(ours, theirs)
 
 
 def test_an_export_of_an_import_is_the_same_model(model, run):
