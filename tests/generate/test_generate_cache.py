@@ -14,11 +14,20 @@ from jaxllm.generate.cache import make_cache
 from jaxllm.models.decoder import merge
 
 LENGTH = 24
+BLOCKS = families.published()
 PUBLISHED = families.stack(
-    families.published(), learned_positions=LENGTH, embedding_norm=True, tie_embeddings=True, final_soft_cap=2.0
+    BLOCKS,
+    num_layers=2 * len(BLOCKS) + 1,
+    learned_positions=LENGTH,
+    embedding_norm=True,
+    tie_embeddings=True,
+    final_soft_cap=2.0,
 )
-MIXED = families.stack([families.plain(window=families.WINDOW), families.plain(scaling="yarn")], num_layers=3)
-"""A period with and without a window, and a remainder."""
+"""Every slot repeated, and a remainder."""
+
+MIXED = families.stack([families.plain(window=families.WINDOW), families.plain(scaling="yarn")])
+"""With and without a window."""
+
 PADS = np.array([0, 7])
 """Padding on the left of each row; that of the second row reaches past the first chunks of some splits."""
 
@@ -111,11 +120,11 @@ def test_on_a_mesh_pieces_give_what_one_device_gives(mixed):
     assert_equal(np.concatenate(reader.in_pieces([23, 1], *arrays), axis=1), wanted, arrays[2])
     with jax.set_mesh(reader.running.mesh):
         held = reader.empty(2, LENGTH)["period"][0].k_RBKSH.addressable_shards[0].data
-    assert held.shape == (1, 1, 1, families.WINDOW, families.HEAD_DIM), "a row of a head of a ring a device"
+    assert held.shape == (2, 1, 1, families.WINDOW, families.HEAD_DIM), "a row of a head of a ring a device"
 
 
 def test_a_slot_with_a_window_keeps_no_more_than_the_window(mixed):
     with jax.set_mesh(mixed.running.mesh):
         cache = mixed.empty(2, LENGTH)
     places = {group: [one.num_places for one in slots] for group, slots in cache.items()}
-    assert places == {"period": [5, LENGTH], "remainder": [5]}
+    assert places == {"period": [5, LENGTH]}

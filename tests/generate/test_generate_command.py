@@ -79,7 +79,7 @@ def generate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[st
 def sentence(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that the command complains with."""
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["generate", *map(str, arguments)])
+        cli.main(["generate", *map(str, arguments), *([] if "--mesh" in str(arguments) else ["--mesh.tensor", "1"])])
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == "", err
     assert err.count("\n") == 1 and err.startswith("jaxllm: "), err
@@ -95,30 +95,27 @@ def test_prompts_are_gone_on_from_and_seeds_decide(run, capsys):
     assert generate(capsys, *arguments, "--seed", 1)[0] != out
 
 
-def test_without_its_tokenizer_a_run_takes_and_gives_ids(run, tmp_path, capsys, caplog):
+def test_a_model_on_a_mesh_says_what_the_command_prints(run, tmp_path, capsys, caplog):
+    """A run whose tokenizer is gone takes and gives ids; they are the likeliest of the model that is loaded."""
     bare = tmp_path / "bare"
-    shutil.copytree(run, bare)
-    shutil.rmtree(bare / "tokenizer")
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("tokenizer", "compiled"))
     out, _ = generate(capsys, bare, "--ids", "256,97", "--max-tokens", 3, "--temperature", 0)
     assert "its tokenizer is not to be found, the store that it was in is gone" in caplog.text
-    model, tokenizer = jaxllm.load_pretrained(bare, {"fsdp": 2, "tensor": 2})
-    assert tokenizer is None and model.context_length == 48
     ids = [int(one) for one in out.split(",")]
     assert ids[:2] == [256, 97] and len(ids) == 5
-    logits = model([ids]).logits
-    assert logits.shape == (1, 5, 384) and logits.dtype == "float32"
-    assert np.argmax(logits[0, 1:4], axis=-1).tolist() == ids[2:]
     assert "it has no tokenizer; give token ids" in sentence(capsys, bare, "--prompt", "a")
-    with pytest.raises(ValueError, match="ids must be from 0 to 383"):
-        model([[384]])
 
-
-def test_a_model_is_the_checkpoint_s_on_any_mesh(run):
     model, tokenizer = jaxllm.load_pretrained(run, {"fsdp": 2, "tensor": 2})
     assert isinstance(tokenizer, Bytes) and (model.start, model.stop) == ((256,), {256})
+    assert model.context_length == 48
     for (name, found), (_, wanted) in zip(leaves(model.params), leaves(tiny.make_params(model.config)), strict=True):
         np.testing.assert_array_equal(found, wanted, name)
     assert model.params["period"]["0"]["mlp"]["up"].addressable_shards[0].data.shape == (1, 16, 32)
+    logits = np.asarray(model([ids]).logits)
+    assert logits.shape == (1, 5, 384) and logits.dtype == "float32"
+    assert np.argmax(logits[0, 1:4], axis=-1).tolist() == ids[2:]
+    with pytest.raises(ValueError, match="ids must be from 0 to 383"):
+        model([[384]])
 
 
 @pytest.mark.parametrize(

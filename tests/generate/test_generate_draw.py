@@ -35,11 +35,11 @@ def test_tokens_come_as_often_as_they_should(sampling, wanted):
     assert np.all(found[wanted == 0] == 0)
 
 
-def test_a_row_draws_the_same_whatever_is_drawn_beside_it():
-    logits_BV, sampling, key = jnp.asarray(np.tile(LOGITS, (6, 1))), Sampling(temperature=1.0), jax.random.key(3)
-    six = np.asarray(draw(logits_BV, sampling, key))
-    np.testing.assert_array_equal(draw(logits_BV[:2], sampling, key), six[:2])
-    assert len(set(six.tolist())) > 1
+def test_a_row_draws_the_same_whatever_the_others_are():
+    sampling, key, logits_BV = Sampling(temperature=1.0), jax.random.key(3), np.tile(LOGITS, (4000, 1))
+    alike = np.asarray(draw(jnp.asarray(logits_BV), sampling, key))
+    logits_BV[2:] = 0
+    np.testing.assert_array_equal(np.asarray(draw(jnp.asarray(logits_BV), sampling, key))[:2], alike[:2])
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])
