@@ -66,6 +66,10 @@ def register(commands: Any) -> None:
     spikes.add_argument("--seeds", type=int, help="runs of each kind and mode (5)")
     spikes.add_argument("--policy", choices=("ladder", "palm"), default="ladder", help="of the guard (ladder)")
     spikes.add_argument("--quick", action="store_true", help="one kind, one seed, a tiny model: under a minute")
+    loading = add("hf-load", _hf_load, "Load a random Hugging Face model: time beside safetensors' loader, and memory.")
+    loading.add_argument("--megabytes", type=int, default=2000, help="of its tensors (2000)")
+    loading.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of its tensors (float32)")
+    loading.add_argument("--turns", type=int, default=5, help="of each loader (5)")
     add("plan", _plan, "Compare the plan's predictions with published steps.")
 
 
@@ -75,6 +79,17 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     result = plan.measure()
     print(json.dumps(result, indent=2) if arguments.json else plan.text(result))
+    return DONE
+
+
+def _hf_load(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    none(rest)
+    if min(arguments.megabytes, arguments.turns) < 1:
+        raise ValueError(f"--megabytes {arguments.megabytes} --turns {arguments.turns}: use 1 or more of each")
+    from jaxllm.bench import hf_load
+
+    result = hf_load.measure(arguments.megabytes, arguments.dtype, arguments.turns)
+    print(json.dumps(result, indent=2) if arguments.json else hf_load.text(result))
     return DONE
 
 

@@ -24,8 +24,8 @@ from jaxllm.models.decoder import Decoder, declarations, nest
 
 type Index = tuple[slice, ...]
 
-_TILE = (64, 1024)
-"""Rows and columns that are turned at a time, so that both sides stay in a cache."""
+_TILE = (256, 1024)
+"""Bytes of a column, and columns, that are turned at a time, so that both sides stay in a cache."""
 
 _ALIGNMENT = 64
 """Bytes that XLA's buffers on a CPU begin at a multiple of; such a one is used as it is."""
@@ -207,7 +207,7 @@ def _read_part(tensors: Tensors, name: str, entry: Entry, part: Part, index: Ind
 
 def turn(source: np.ndarray, target: np.ndarray) -> None:
     """target = source transposed."""
-    rows, columns = _TILE
+    rows, columns = _TILE[0] // source.itemsize, _TILE[1]
     for row in range(0, source.shape[0], rows):
         for column in range(0, source.shape[1], columns):
             tile = source[row : row + rows, column : column + columns]
