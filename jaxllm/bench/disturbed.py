@@ -4,12 +4,8 @@ import contextlib
 import io
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.bench.trouble import KINDS, make
 from jaxllm.config import Experiment, load
@@ -186,21 +182,3 @@ def _outcome(run: Run, begins: int, size: Size) -> Outcome:
         "skipped_tokens": sum(stop - start for start, stop in skipped) * size.sequence_length,
         "losses": {record["step"]: float(record["loss"]).hex() for record in records},
     }
-
-
-@contextlib.contextmanager
-def compiled_once(directory: Path) -> Iterator[None]:
-    """Within the block programs are kept in a directory, so that none is compiled twice."""
-    wanted = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    try:
-        _configure(wanted)
-        yield
-    finally:
-        _configure(before)
-
-
-def _configure(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it reads its directory once

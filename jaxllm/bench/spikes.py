@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.bench.disturbed import CLEAN, MAX_ROLLBACKS, Outcome, Policy, Runs, Size, compiled_once
+from jaxllm.bench.disturbed import CLEAN, MAX_ROLLBACKS, Outcome, Policy, Runs, Size
 from jaxllm.bench.trouble import KINDS
+from jaxllm.train import programs
 
 MODES = ("unguarded", "skip", "clip", "guard")
 
@@ -107,7 +108,7 @@ def measure(
     # what drops updates is the same with the policy and without it while nothing happens
     jobs = [(CLEAN, mode) for mode in modes if mode != "skip"] + [(kind, mode) for kind in kinds for mode in modes]
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as place, compiled_once(Path(place) / "compiled"):
+    with tempfile.TemporaryDirectory() as place, programs.kept(str(Path(place) / "compiled")):
         runs = Runs(Path(place), size, policy)
         for seed in range(num_seeds):
             twin = None

@@ -30,6 +30,7 @@ class Freedom(NamedTuple):
 MAY_CHANGE: tuple[Freedom, ...] = (
     Freedom("run.name", "a name computes nothing"),
     Freedom("run.directory", "a run may be moved"),
+    Freedom("run.compilation_cache", "a program computes the same wherever it was kept"),
     Freedom("log", "what is written down is not what is computed"),
     Freedom("watch", "watching changes no parameter"),
     Freedom("profile", "a trace is not what is computed"),

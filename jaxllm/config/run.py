@@ -123,6 +123,8 @@ class RunConfig(Section, frozen=True, kw_only=True):
         seed: of the initial weights.
         init_from: another run's directory or URL: its newest checkpoint's parameters are the initial ones (with
             tune.lora, the ones that are adapted); empty means random ones.
+        compilation_cache: a directory that keeps compiled programs, for the next start or from `jaxllm plan --verify
+            --export DIR`, as DIR/cache; only ever take your own, they are programs. Empty keeps none.
         deterministic: on a GPU, exclude kernels that add in no fixed order.
     """
 
@@ -130,6 +132,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     directory: str = ""
     seed: int = 0
     init_from: str = ""
+    compilation_cache: str = ""
     deterministic: bool = False
 
     def __post_init__(self) -> None:

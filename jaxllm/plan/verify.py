@@ -21,12 +21,14 @@ class Verified:
 
     Attributes:
         option: as planned.
+        cache: where the executable was kept; empty if it was not.
         memory: bytes of a device, predicted.
         moved: bytes of a device and step by kind of collective and mesh axes, predicted.
         compiled: what the compiler says; a sentence where it found no way to fit the step.
     """
 
     option: Option
+    cache: str = ""
     memory: float
     moved: dict[tuple[str, tuple[str, ...]], int]
     compiled: Compiled | str
@@ -49,6 +51,7 @@ def verify(plan: Plan, num: int = 1, export: str = "") -> Iterator[Verified]:
         place = str(Path(export) / str(number)) if export and num > 1 else export
         yield Verified(
             option=option,
+            cache=str(Path(place) / "cache") if place else "",
             memory=option.total_memory,
             moved=_moved(plan, option, experiment),
             compiled=_compiled(experiment, machine, place),
@@ -123,6 +126,8 @@ def text(one: Verified) -> str:
         sizes = one.moved.get(key, 0) / _GIB, compiled.get(key, 0) / _GIB
         if max(sizes) >= 0.005:
             lines.append(_line(f"{kind} over {' + '.join(axes)}, GiB a step", *sizes))
+    if one.cache:
+        lines.append(f"  its executable is kept; train takes it with --run.compilation_cache {one.cache}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ What it keeps for `--export`:
 
     step.hlo       the program after all of the compiler's passes, as text
     memory.json    temporary memory after each instruction, and the arrays of the fullest moment
-    cache/         jax's compilation cache with the executable: with JAX_COMPILATION_CACHE_DIR set to it, `jaxllm train`
+    cache/         jax's compilation cache with the executable: `jaxllm train` with `run.compilation_cache` set to it
                    takes the executable from there wherever program, devices and versions are the same
 
 It is a cache, and not jax's `serialize_executable`, because loading one of those unpickles a file. A cache's entry is

@@ -343,6 +343,7 @@ class Attempt:
             "unigram_entropy": self.store.manifest.unigram_entropy,
             "store_digest": self.store.digest,
             "directory": str(self.directory),
+            **({"compilation_cache": kept} if (kept := self.experiment.run.compilation_cache) else {}),
             **({INIT_FROM: {"run": str(self.origin.directory), **self.start.extra[INIT_FROM]}} if self.origin else {}),
             **self.phases.facts,
         }

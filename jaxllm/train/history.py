@@ -64,6 +64,8 @@ def sentence(event: Mapping[str, Any]) -> str:
         return str(event["reason"])
     if name == "phase":
         return f"data.phases.{event['phase']} begins"
+    if name == "compiled":
+        return f"{'taken from' if event['taken'] else 'kept in'} {event['compilation_cache']}"
     if name == "preempted":
         return str(event.get("signal", ""))
     if name == "finished":

@@ -16,7 +16,7 @@ from jaxllm.config import Experiment, dump, refuse_changes, resolved
 from jaxllm.data.batches import Batches
 from jaxllm.data.store import open_store
 from jaxllm.storage import LocalStorage, Place, is_url, open_storage
-from jaxllm.train import environment, preflight, processes
+from jaxllm.train import environment, preflight, processes, programs
 from jaxllm.train.assemble import assemble, resolve_vocabulary
 from jaxllm.train.attempt import Attempt, Run
 from jaxllm.train.catalogue import Catalogue
@@ -51,6 +51,8 @@ def train(experiment: Experiment, force: bool = False, stop: Stop | None = None,
         environment.deterministic()
     processes.join()
     with ExitStack() as stack:
+        if experiment.run.compilation_cache:
+            stack.enter_context(programs.kept(experiment.run.compilation_cache))
         stop = stop or stack.enter_context(stop_on_signals())
         console = stack.enter_context(Console(quiet=not processes.is_first()))
         lock = Lock(storage, f"run.directory = {str(directory)!r}")

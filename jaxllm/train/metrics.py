@@ -61,6 +61,7 @@ EVENTS = "events.jsonl"
 EVENT_NAMES = (
     "started",
     "resumed",
+    "compiled",
     "phase",
     "saved",
     "evaluated",

@@ -9,6 +9,7 @@ from jaxllm.config import Experiment, ModelConfig
 from jaxllm.data.batches import Batches
 from jaxllm.data.steps import Steps
 from jaxllm.layers.param import Tree
+from jaxllm.train import programs
 from jaxllm.train.assemble import Program
 from jaxllm.train.objectives import Batch
 from jaxllm.train.state import TrainState
@@ -23,6 +24,9 @@ class PhaseSteps:
         experiment: phases and dtype.
         model: counted for the throughput.
         program: whose step is compiled for each shape when its first phase begins, so that no step's time holds it.
+
+    Attributes:
+        is_taken: whether the last program was found in the compilation cache.
     """
 
     def __init__(self, experiment: Experiment, model: ModelConfig, program: Program) -> None:
@@ -36,6 +40,7 @@ class PhaseSteps:
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._watches: dict[tuple[int, ...], Any] = {}
         self._qk_clip: Any = None
+        self.is_taken = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -57,10 +62,11 @@ class PhaseSteps:
 
     def compile(self, state: TrainState, batch: Batch, base: Tree) -> bool:
         """Compile the step for a batch of this shape, unless that is done; returns whether it was not."""
-        shape = batch["tokens"].shape
+        shape, before = batch["tokens"].shape, programs.num_taken()
         if shape in self._compiled:
             return False
         self._compiled[shape] = self._program.step.lower(state, batch, base).compile()
+        self.is_taken = programs.num_taken() > before
         if self._looks:
             self._watches[shape] = self._program.watch.lower(state.params, batch, base).compile()
         if self._looks and self._clip and self._qk_clip is None:

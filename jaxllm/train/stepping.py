@@ -24,6 +24,9 @@ from jaxllm.train.signals import Stop
 from jaxllm.train.state import TrainState
 from jaxllm.train.trouble import Trouble
 
+TAKEN = "the step's program was taken from there"
+NOT_TAKEN = "it had no program of this step for these devices, versions and flags; compiled, and kept there"
+
 Heed = Callable[[int, dict[str, Any]], bool]
 """(step as metrics count, its values, of which it may take some out and add others) -> whether to halt behind it."""
 
@@ -109,6 +112,7 @@ class Stepping:
                 self._console.phase(self._records.event("phase", step, **self._phases.beginning(batches, step)))
                 state = self._program.begin_phase(state)
             if self._phases.compile(state, batch, base):
+                self._tell_of_program(step)
                 self._clock = time.perf_counter() - waited
             state, metrics = self._phases.run(step, state, batch, base)
             self._stop.at_once = False  # from here on there is something to save
@@ -130,6 +134,13 @@ class Stepping:
             self._log(batches, *pending)
         self._profile.stop()
         feed.close()
+
+    def _tell_of_program(self, step: int) -> None:
+        """Say whether the step's program was found where it was looked for."""
+        directory, taken = self._experiment.run.compilation_cache, self._phases.is_taken
+        if directory:
+            self._records.event("compiled", step, compilation_cache=directory, taken=taken)
+            self._console.note(f"run.compilation_cache = {directory!r}: {TAKEN if taken else NOT_TAKEN}.")
 
     def _disturb(self, batches: Batches, step: int, rows: Any, state: TrainState) -> tuple[Any, TrainState]:
         """What the trouble makes of a step's rows and state."""

@@ -40,6 +40,9 @@ interval = 4
 """
 
 
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Quick to compile: what the machine code is worth does not matter here."""
+
 PHASES = """
 base = "tiny.toml"
 
@@ -84,9 +87,7 @@ def start(
     arguments: list[str], cwd: pathlib.Path, devices: int = 1, code: str = "from jaxllm.cli import main; main()"
 ) -> subprocess.Popen[str]:
     """`jaxllm ARGUMENTS` in its own process, on simulated devices; or other code with these arguments."""
-    # quick to compile: what the machine code is worth does not matter here
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    flags = f"--xla_force_host_platform_device_count={devices} {flags}"
+    flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
     environment = os.environ | {"XLA_FLAGS": flags, "COLUMNS": "120"}
     environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
