@@ -54,28 +54,48 @@ def parse(tree: Mapping[str, Any], place: str) -> ModelConfig:
         ValueError: the family is none that jaxllm knows, or a key says what it does not compute.
     """
     name = tree.get("model_type")
-    if name == "gemma3" and isinstance(tree.get("text_config"), dict):
-        # the model of text and images; its text model is a Gemma 3 like others
-        own = {key: value for key, value in tree["text_config"].items() if key != "model_type"}
-        tied = {"tie_word_embeddings": tree["tie_word_embeddings"]} if "tie_word_embeddings" in tree else {}
-        return parse({"model_type": "gemma3_text", **tied, **own}, place)
+    if name == "gemma3":
+        return parse(_text_model(tree, place), place)
     if not isinstance(name, str) or name not in _TYPES:
         near = nearest(name, _TYPES) if isinstance(name, str) else None
         fix = f"the nearest that jaxllm knows is {near}" if near else f"jaxllm knows {', '.join(_TYPES)}"
         raise ValueError(f"{place}: model_type = {show(name)}: {fix}")
     family = _TYPES[name]
     aliases = older.ALIASES.get(family, {})
-    renamed = {
-        aliases.get(key, key): value
-        for key, value in tree.items()
-        if aliases.get(key, key) not in tree or key not in aliases
-    }
+    renamed: dict[str, Any] = {}
+    for key, value in tree.items():
+        known = aliases.get(key, key)
+        if renamed.setdefault(known, value) != value:
+            raise ValueError(f"{place}: {key} = {show(value)}: another name of this key says {show(renamed[known])}")
     try:
         return _read(family, renamed, place)
     except ValueError as error:
         if str(error).startswith(place):
             raise
         raise ValueError(f"{place}: {error}") from None
+
+
+def _text_model(tree: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The keys of the text model in those of a Gemma 3 of text and images; it is a Gemma 3 like others."""
+    keys = Keys(tree, place, {})
+    inner, tied = keys.optional("text_config", dict), keys.optional("tie_word_embeddings", bool)
+    if inner is None:
+        raise ValueError(f"{place}: text_config is missing; copy the file again")
+    keys.close(HARMLESS | _IMAGES)
+    return {**({} if tied is None else {"tie_word_embeddings": tied}), **inner, "model_type": "gemma3_text"}
+
+
+_IMAGES = frozenset(
+    {
+        "vision_config",
+        "mm_tokens_per_image",
+        "boi_token_index",
+        "eoi_token_index",
+        "image_token_index",
+        "initializer_range",
+    }
+)
+"""Keys of a Gemma 3 of text and images that say nothing of its text model."""
 
 
 def _read(family: str, tree: Mapping[str, Any], place: str) -> ModelConfig:
@@ -123,7 +143,7 @@ def write_tree(model: ModelConfig, length: int) -> dict[str, Any]:
         length = scaling.original_max_positions  # type: ignore[union-attr]
     writer = _WRITERS.get(model.family, families.write)
     tree = writer(model, length)
-    meant, read = _effective(model), _effective(parse(tree, CONFIG))
+    meant, read = effective(model), effective(parse(tree, CONFIG))
     for field, value in meant.items():
         if read.get(field) != value:
             raise ValueError(
@@ -133,7 +153,7 @@ def write_tree(model: ModelConfig, length: int) -> dict[str, Any]:
     return tree
 
 
-def _effective(model: ModelConfig) -> dict[str, Any]:
+def effective(model: ModelConfig) -> dict[str, Any]:
     """What is computed, by dotted name: numbers that stand for others in their place."""
     tree: dict[str, Any] = {
         name: getattr(model, name)

@@ -110,6 +110,9 @@ FAMILIES: Mapping[str, Family] = {
             **_GEMMA2,
             "sliding_window_pattern": 6,
             "vocab_size": 262_208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 131_072,
             "final_logit_softcapping": None,
             "attn_logit_softcapping": None,
         },
@@ -140,6 +143,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults={"rms_norm_eps": 1e-5, "sliding_window": None, "original_max_position_embeddings": 4096},
         windows="all",
         fraction=1.0,
+        harmless=frozenset({"full_attn_mod", "interpolate_factor"}),
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",

@@ -79,6 +79,10 @@ HARMLESS = frozenset(
         "use_bfloat16",
         "tf_legacy_loss",
         "gradient_checkpointing",
+        "max_sequence_length",
+        "n_special",
+        "predict_special_tokens",
+        "output_past",
     ]
 )
 """Keys that may say anything: of generation, of training (there is no dropout here), of other tasks, of how others
@@ -101,6 +105,11 @@ FALSE = frozenset(
         "per_layer_config",
         "tie_last_hidden_states",
         "rope_interleaved",
+        "use_mrope",
+        "attention_bias",
+        "mlp_bias",
+        "lm_head_bias",
+        "apply_residual_connection_post_layernorm",
     ]
 )
 """Keys that must say no, where they are there: what they ask for jaxllm does not do."""
@@ -204,7 +213,7 @@ class Keys:
         for key, value in self._left.items():
             if key in harmless or (key in FALSE and not value):
                 continue
-            near = nearest(key, used)
+            near = nearest(key, [name for name in used if name != key])
             meant = f"did you mean {near}?" if near else "jaxllm does not know what it changes; take it out if nothing"
             if key in FALSE:
                 meant = "jaxllm does not compute such models"

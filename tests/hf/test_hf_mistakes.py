@@ -197,6 +197,8 @@ def test_keys_that_other_families_do_not_compute_are_named():
         ("gemma2/gqa", {"attn_logit_softcapping": -1}, r"attn_logit_softcapping = -1: use a number above 0, or null"),
         ("gemma/mha", {"use_bidirectional_attention": True}, r"use_bidirectional_attention = true: jaxllm does not"),
         ("gpt2/inner", {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx"),
+        ("gpt2/inner", {"hidden_size": 25}, r"hidden_size = 25: another name of this key says 24"),
+        ("mistral/window", {"attention_bias": True}, r"attention_bias = true: jaxllm does not compute such models"),
         ("bloom/six_heads", {"apply_residual_connection_post_layernorm": True}, r"does not compute such models"),
         ("falcon/multi_query", {"num_ln_in_parallel_attn": 2}, r"num_ln_in_parallel_attn = 2: use 1"),
         ("phi3/longrope_past", {"rope_parameters": {"rope_type": "longrope"}}, r"short_factor = None: longrope needs"),

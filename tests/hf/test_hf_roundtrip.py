@@ -7,9 +7,10 @@ import jax
 import msgspec
 import pytest
 from parity import GOLDEN, NAMES, loaded, on
+from published_configs import CONFIGS
 
 from jaxllm.config import load as load_config
-from jaxllm.hf.config import max_positions, parse, read_tree, write_tree
+from jaxllm.hf.config import effective, max_positions, parse, read_tree, write_tree
 from jaxllm.hf.load import load, read_config
 from jaxllm.hf.safetensors import open_tensors
 from jaxllm.hf.save import save
@@ -50,13 +51,36 @@ def test_both_versions_of_transformers_describe_the_same_model(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_models_that_their_families_can_express(name):
+def test_presets_are_the_published_models(name):
     model = load_config(
         {"model": {"preset": name}, "data": {"phases": [{"steps": 1, "sequence_length": 64}]}}, presets=PRESETS
     ).model
-    tree = write_tree(model, CONTEXT_LENGTHS[name])
-    assert parse(tree, "config.json").blocks[-1].mlp == model.blocks[-1].mlp
-    assert max_positions(tree) == CONTEXT_LENGTHS[name] or model.family == "bloom"
+    published = parse(CONFIGS[name], name)
+    assert effective(published) == effective(model)
+    written = write_tree(model, CONTEXT_LENGTHS[name])
+    assert effective(parse(written, "config.json")) == effective(model)
+    assert max_positions(written) == CONTEXT_LENGTHS[name] or model.family == "bloom"
+
+
+def test_the_text_model_of_a_model_of_images_is_read(tmp_path):
+    _, decoder, params = loaded(GOLDEN / "gemma3/windows_and_two_ropes")
+    tree = read_tree(GOLDEN / "gemma3/windows_and_two_ropes")
+    outer = {"model_type": "gemma3", "text_config": tree, "vision_config": {"hidden_size": 8}, "image_token_index": 5}
+    assert parse(outer, "config.json") == decoder.config
+    content = (GOLDEN / "gemma3/windows_and_two_ropes/model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for prefix, head in (("language_model.model.", "language_model."), ("model.language_model.", "")):
+        header = {
+            prefix + name.removeprefix("model.") if name.startswith("model.") else head * (name[0] != "_") + name: entry
+            for name, entry in json.loads(content[8 : 8 + length]).items()
+        }
+        header["vision_tower.patch.weight"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+        text = json.dumps(header).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+        mesh, recipe = on()
+        with jax.set_mesh(mesh):
+            again = load(tmp_path, recipe, decoder.config)
+            assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))
 
 
 def test_files_are_no_larger_than_asked_and_the_index_names_them(tmp_path):
