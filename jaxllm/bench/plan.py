@@ -62,7 +62,7 @@ class _Step:
                 attention=share.attention * clock,
                 memory=share.memory * _HBM2E,
             )
-        return predict.step_time(self.work, self.transfers, self.placement, share, self.row.hidden)
+        return predict.step_time(self.work, self.transfers, self.placement, share, (*predict.SUMS, *self.row.hidden))
 
     def error(self, calibration: Calibration) -> float:
         return self.time(calibration).total / self.row.seconds - 1

@@ -7,8 +7,9 @@ there is no pipeline), and what is done beside them. On one device, for t tokens
                 products  2 FLOPs a weight and token, once forward, twice backward, and what is computed again
                 attention 2 T t N H forward (causal), kernels do 2.5 times that backward on GPUs and 3.5 on TPUs
                 traffic   what is read from and written to memory between products: norms, residual stream, rope, gate
-    moved       over links, beside the blocks: weights and their gradients over fsdp, keys around a ring
-    waited for  over links, in the way of the blocks: activations over tensor, stages, the end of a step
+    moved       over links, beside the blocks: weights over fsdp, keys around a ring; on GPUs weights' gradients
+    waited for  over links, in the way of the blocks: activations over tensor, stages, the end of a step; on TPUs
+                weights' gradients
     head        M x (3 products with the vocabulary, logits written and read)
     update      moments and parameters read and written once
 
@@ -36,8 +37,12 @@ from jaxllm.roofline.communication import Transfer
 from jaxllm.roofline.hardware import Chip
 from jaxllm.roofline.memory import BYTES
 
-BESIDE = ("weights", "gradients of weights", "keys and values", "gradients of keys and values")
+BESIDE = ("weights", "keys and values", "gradients of keys and values")
 """Transfers that compilers run beside the blocks' products."""
+
+SUMS = ("gradients of weights",)
+"""Those that run beside the products on GPUs, and on TPUs where a trainer's flags ask for it. Without, the TPU compiler
+makes each sum in the blocks' way: so in the programs of jaxllm's steps (`bench plan-rank`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +198,7 @@ def step_time(
         transfers: what it sends, from `roofline.communication`.
         placement: where the mesh's axes lie.
         efficiency: shares of the peaks that programs reach.
-        hidden: transfers that run beside the blocks' products too; jaxllm has none but `BESIDE`.
+        hidden: transfers that run beside the blocks' products too, on top of `BESIDE`.
     """
     chip = placement.target.chip
     products, attention, traffic = _blocks(work, chip)

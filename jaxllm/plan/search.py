@@ -18,7 +18,7 @@ from jaxllm.plan import efficiency as efficiencies
 from jaxllm.plan.answer import USABLE, Misfit, Option, Plan
 from jaxllm.plan.candidates import REMATS, Candidate, Mesh, Remat, configured, meshes, micro_batches
 from jaxllm.plan.placement import Placement, place
-from jaxllm.plan.predict import AGAIN, Work, step_time
+from jaxllm.plan.predict import AGAIN, SUMS, Work, step_time
 from jaxllm.plan.prices import PRICES, Price
 from jaxllm.plan.target import Target, parse
 from jaxllm.roofline.ceilings import load as load_ceilings
@@ -209,7 +209,8 @@ class _Search:
         )
         config = self._mesh_config(mesh.sequence_parallel)
         moved = transfers(self.model, train, config, sizes, self.phase.batch_size, self.phase.sequence_length)
-        time = step_time(work, moved, placement, self.efficiency)
+        hidden = () if self.target.chip.torus else SUMS
+        time = step_time(work, moved, placement, self.efficiency, hidden)
         held = functools.partial(self.memory, candidate)
         return Option(candidate=candidate, work=work, time=time, placement=placement, held=held)
 
