@@ -50,7 +50,12 @@ class Case:
     def plan(self, preset: str) -> Plan:
         """Of a published model's step."""
         phase = {"sequence_length": self.length, "batch_size": self.rows, "steps": 100}
-        tree = {"run": {"name": preset}, "model": {"preset": preset}, "data": {"phases": [phase]}}
+        tree = {
+            "run": {"name": preset},
+            "model": {"preset": preset},
+            "data": {"phases": [phase]},
+            "optim": {"schedule": {"type": "cosine", "warmup_steps": 2}},
+        }
         return plan(load(tree, presets=PRESETS), target=self.target)
 
 

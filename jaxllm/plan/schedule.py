@@ -19,7 +19,7 @@ from jaxllm.plan.compile import Machine, environment, read_result, require_compi
 from jaxllm.roofline.transformer import vocabulary
 
 _POLL_SECONDS = 0.05
-_LAST = "*.debug_options"
+_LAST = "*.after_optimizations_after_buffer_assignment.txt"
 """What the compiler writes down behind all that is wanted."""
 
 
@@ -61,7 +61,7 @@ def scheduled(experiment: Experiment, machine: Machine) -> Scheduled:
             "export": "",
             "path": str(place / "compiled.json"),
         }
-        flags = f"--xla_dump_to={place} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
+        flags = f"--xla_dump_to={place} --xla_dump_hlo_as_text"
         with (place / "errors").open("w") as errors:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "jaxllm.plan.worker"],
@@ -81,7 +81,7 @@ def scheduled(experiment: Experiment, machine: Machine) -> Scheduled:
                 worker.wait()
         if not any(place.glob(_LAST)):
             read_result(place / "compiled.json", (place / "errors").read_text(), machine)
-        report = next(place.glob("*after_optimizations-memory-usage-report.txt")).read_text()
+        report = next(place.glob("*.after_optimizations-memory-usage-report.txt")).read_text()
         total = re.search(r"^Memory Space: default.*\nTotal bytes: (\d+)", report, re.MULTILINE)
         assert total, report[:300]
-        return Scheduled(next(place.glob("*after_optimizations.txt")).read_text(), int(total[1]))
+        return Scheduled(next(place.glob("*.after_optimizations.txt")).read_text(), int(total[1]))

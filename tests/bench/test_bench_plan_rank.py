@@ -23,6 +23,7 @@ def programs(monkeypatch):
     def scheduled(experiment, machine):
         assert (machine.chip, machine.shape) == ("v5e", (4, 4))
         assert experiment.train.remat == "block"
+        assert experiment.optim.schedule.warmup_steps < experiment.data.num_steps
         if experiment.mesh.data == 8:
             raise DoesNotFit("Used 20G of 15G hbm", Machine(platform="tpu", chip="v5e", shape=(4, 4)))
         return Scheduled(str(experiment.mesh.fsdp), 10**10)
