@@ -69,9 +69,10 @@ sample_tokens = 0
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A directory with a text and a config that trains on it."""
-    place = tmp_path_factory.mktemp("home")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What the homes of all files share: texts, a store of one of them, configs, compiled functions."""
+    place = tmp_path_factory.mktemp("built")
+    (place / "compiled").mkdir()
     draw = random.Random(0)
     lines = (" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) for _ in range(400))
     (place / "foxes.txt").write_text("\n".join(lines) + "\n")
@@ -80,6 +81,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     paths = {"foxes": place / "foxes.txt", "digits": place / "digits.txt"}
     (place / "phases.toml").write_text(PHASES.format(**paths))
     run(["data", "build", "tiny.toml"], place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def home(built: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A directory with a text and a config that trains on it; its runs are those of one file's tests."""
+    place = tmp_path_factory.mktemp("home")
+    for entry in built.iterdir():
+        (place / entry.name).symlink_to(entry)
     return place
 
 
