@@ -30,6 +30,9 @@ logger = logging.getLogger("jaxllm")
 HF_CONFIG = "config.json"
 """The file that a directory in Hugging Face's format has."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What such a directory's parameters may be read as."""
+
 
 class Model:
     """A trained decoder on a mesh; called with tokens, it gives logits.
@@ -150,6 +153,8 @@ def _from_hugging_face(directory: Path, mesh: Mesh | Mapping[str, int] | None) -
     model = hf.read_config(directory)
     given = _json(directory / HF_CONFIG)
     dtype = given.get("dtype") or given.get("torch_dtype") or "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"{directory / HF_CONFIG}: dtype = {dtype!r}: write one of {', '.join(DTYPES)}")
     devices = _mesh(mesh, model)
     recipe = _recipe(devices, dtype)
     with jax.set_mesh(devices):

@@ -64,6 +64,15 @@ def test_an_imported_run_computes_what_the_directory_that_it_came_from_does(mode
     assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", ["float8", 8, ["float32"]])
+def test_a_dtype_that_is_none_is_named(model, tmp_path, dtype):
+    there = shutil.copytree(model, tmp_path / "there")
+    keys = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(keys | {"dtype": dtype}))
+    with pytest.raises(ValueError, match=r"config.json: dtype = .*: write one of float32, bfloat16, float16"):
+        load_pretrained(there)
+
+
 def test_an_export_of_an_import_is_the_same_model(model, run):
     out = run.with_name("out")
     assert command("export", run, out) == 0
