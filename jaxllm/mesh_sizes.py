@@ -17,6 +17,9 @@ ACROSS_SLICES = ("pipe", "data")
 STAGES = "pipe"
 """The mesh axis that the stages of a pipeline lie over."""
 
+EXPERTS = "expert"
+"""The mesh axis that experts lie over."""
+
 
 def resolve(config: MeshConfig, num_devices: int) -> dict[str, int]:
     """Sizes of all axes for a number of devices, -1 worked out.

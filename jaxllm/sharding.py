@@ -19,7 +19,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from jaxllm.config import AXES, MeshConfig
-from jaxllm.mesh_sizes import BATCH_AXES, STAGES, resolve, slice_sizes
+from jaxllm.mesh_sizes import BATCH_AXES, EXPERTS, STAGES, resolve, slice_sizes
 
 type Device = Any
 """A jax.Device, present or absent (which jax gives another class)."""
@@ -28,7 +28,8 @@ _WEIGHTS = {
     **dict.fromkeys(("heads", "kv_heads", "mlp"), ("tensor",)),
     "vocab": (STAGES, "tensor"),
     "layers": (STAGES,),
-    **dict.fromkeys(("norm", "positions", "head_norm", "head_dim", "rank"), ()),
+    "experts": (EXPERTS,),
+    **dict.fromkeys(("norm", "positions", "head_norm", "head_dim", "rank", "choices"), ()),
 }
 """Dims of weights, but for the one of the residual stream. The vocabulary lies over the stages too (Yeung et al. 2024,
 "Balancing Pipeline Parallelism with Vocabulary Parallelism"): the embedding on the first stage alone and the head on
@@ -65,7 +66,7 @@ class Rules:
         return PartitionSpec(*entries)
 
     def _parameter_table(self, embed: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        return _WEIGHTS | {"embed": embed}
+        return _WEIGHTS | {"embed": embed, "expert_embed": tuple(axis for axis in embed if axis != EXPERTS)}
 
     def storage(self, names: Sequence[str | None]) -> PartitionSpec:
         """How a parameter lies between steps."""
@@ -101,6 +102,8 @@ class Rules:
             tokens.add("tensor")  # these work on the sharded residual stream
         if "head_norm" in names:
             tokens.add("tensor")  # one scale for all heads, of which each device has its own
+        if "experts" in names:
+            tokens.remove(EXPERTS)  # tokens of all its devices travel to the one that has their expert
         return self.live & tokens
 
     @property
@@ -122,6 +125,11 @@ class Rules:
     def of_a_stage(self) -> "Rules":
         """The rules that hold within one stage."""
         return dataclasses.replace(self, live=self.live - {STAGES})
+
+    @property
+    def experts(self) -> str:
+        """The axis that experts lie over, where it has more than one device; else empty."""
+        return EXPERTS if EXPERTS in self.live else ""
 
     @property
     def ring(self) -> str:

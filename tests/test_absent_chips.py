@@ -21,14 +21,19 @@ from collections import Counter
 
 import absent
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import sharding
-from jaxllm.config import AttentionConfig, MeshConfig, MLPConfig, ModelConfig, PrecisionConfig
+from jaxllm.config import AttentionConfig, ExpertsConfig, MeshConfig, MLPConfig, ModelConfig, PrecisionConfig
+from jaxllm.layers.moe import MoE
+from jaxllm.layers.param import Recipe, tree_map
+from jaxllm.models.decoder import declarations, merge
 from jaxllm.plan import hlo
 from jaxllm.train.assemble import assemble
+from jaxllm.train.gradients import lay, prepare, reduce
 
 LARGE = 2**21
 FORWARD, BACKWARD, LOSS, MICRO = "jvp(blocks)", "transpose(jvp(blocks))", "jvp(loss)", "micro_batches"
@@ -224,6 +229,44 @@ def test_around_a_ring_keys_are_passed_on_and_no_sequence_is_gathered(tpus):
     }
     assert {x.kind for x in over_context if x not in permutes} == {"all-reduce"}
     assert not [x for x in over_context if x not in permutes and x.loops]
+
+
+@tpu
+def test_tokens_travel_to_experts_and_experts_stay(tpus):
+    """A mixture's gradients. In each round rows go there and results back, then rows and gradients there and back.
+
+    Experts are gathered over fsdp only, and their gradients summed over it; no product is of more rows than there are.
+    """
+    mesh_config = MeshConfig(fsdp=2, expert=2)
+    mesh = sharding.make_mesh(mesh_config, tpus("v5p:2x2x1"))
+    recipe = Recipe(sharding.make_rules(mesh_config, dict(mesh.shape)), compute="bfloat16")
+    chosen = ExpertsConfig(num_experts=16, experts_per_token=1)
+    module, rules = MoE(MLPConfig(d_ff=256), chosen, 128, 0.02, 0.02, recipe), recipe.rules
+    declared = declarations(module)
+
+    def gradient(params, x_BTD, segments_BT):
+        def total(params, x_BTD):
+            return jnp.sum(merge(module, params)(x_BTD, segments_BT)[0].astype(jnp.float32))
+
+        prepared = tree_map(lambda value, leaf: prepare(value, leaf, recipe), params, declared)
+        value, (dparams, dx_BTD) = jax.value_and_grad(total, argnums=(0, 1))(prepared, x_BTD)
+        return value, reduce(lay(dparams, declared, recipe), declared, recipe), dx_BTD
+
+    def shape(dims, dtype, spec):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        params = tree_map(lambda leaf: shape(leaf.shape, "float32", rules.storage(leaf.axes)), declared)
+        x_BTD = shape((8, 512, 128), "bfloat16", rules.activation("batch", "sequence", None))
+        segments_BT = shape((8, 512), "int32", rules.activation("batch", "sequence"))
+        traced = jax.jit(gradient).trace(params, x_BTD, segments_BT)
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    found = hlo.count(hlo.collectives(str(compiled.as_text()), mesh.shape), at_least=2**14)
+    rows = {(("shard_map",), "all-to-all", ("expert",)): 2 + 3}
+    assert found == rows | {((), kind, FSDP): 3 for kind in ("all-gather", "reduce-scatter")}
+    rows_of_a_round = 2 * 640  # 5 / 4 of 512, from each of two devices
+    passes = 1 + 1 + 2  # forward, again in the backward pass, and its two gradients
+    assert compiled.cost_analysis()["flops"] < 1.1 * passes * 3 * 2 * rows_of_a_round * 128 * 256
 
 
 @gpu

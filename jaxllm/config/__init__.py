@@ -17,6 +17,7 @@ from jaxllm.config.describe import Row, describe
 from jaxllm.config.dump import dump, resolved
 from jaxllm.config.errors import ConfigError
 from jaxllm.config.experiment import SCHEMA_VERSION, Experiment
+from jaxllm.config.experts import ExpertsConfig
 from jaxllm.config.guard import (
     Falcon,
     GuardConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "DynamicScaling",
     "EvalConfig",
     "Experiment",
+    "ExpertsConfig",
     "Falcon",
     "GuardConfig",
     "HuggingFaceTokenizer",

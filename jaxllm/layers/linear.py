@@ -82,13 +82,13 @@ def _contract_adapted(
     y = contract(x, w.base, outputs, recipe, num_inputs)
     with jax.named_scope("adapter"):
         # Typed as the same on all devices of tensor: types `reduced` and `unreduced` speak of the product with W.
-        narrow = contract(_plain(x), w.a, (None,), recipe, num_inputs)
+        narrow = contract(plain(x), w.a, (None,), recipe, num_inputs)
         narrow = w.scale * jax.reshard(narrow, recipe.rules.activation("batch", "sequence", None))
         added = contract(narrow, w.b, outputs, recipe)
         return y + jax.reshard(added, jax.typeof(y).sharding.spec)
 
 
-def _plain(x: jax.Array) -> jax.Array:
+def plain(x: jax.Array) -> jax.Array:
     """An activation without its type's note on how its gradient is summed: that gradient comes summed."""
     return jax.reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec.partitions))
 

@@ -42,16 +42,19 @@ class MLP(Layer):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        config = self.config
         with jax.named_scope("mlp"):
-            x_BTD = enter(x_BTD, self.recipe)
-            if config.gated:
-                gate_BTF = self._inner(x_BTD, "gate")
-                hidden_BTF = _gated(gate_BTF, self._inner(x_BTD, "up"), config.activation)
-            else:
-                hidden_BTF = _activated(self._inner(x_BTD, "up"), config.activation)
-            y_BTD = leave(contract(hidden_BTF, self.matrix("down"), (None,), self.recipe), self.recipe)
-            return add_bias(y_BTD, self.use("down_bias")) if config.bias else y_BTD
+            y_BTD = leave(self.partial(enter(x_BTD, self.recipe)), self.recipe)
+            return add_bias(y_BTD, self.use("down_bias")) if self.config.bias else y_BTD
+
+    def partial(self, x_BTD: jax.Array) -> jax.Array:
+        """Of what has been entered, what is to `leave`, without the last bias: [B, T, D] -> [B, T, D]."""
+        config = self.config
+        if config.gated:
+            gate_BTF = self._inner(x_BTD, "gate")
+            hidden_BTF = gated(gate_BTF, self._inner(x_BTD, "up"), config.activation)
+        else:
+            hidden_BTF = _activated(self._inner(x_BTD, "up"), config.activation)
+        return contract(hidden_BTF, self.matrix("down"), (None,), self.recipe)
 
     def _inner(self, x_BTD: jax.Array, name: str) -> jax.Array:
         """A product that lies over tensor by hidden units: [B, T, F]."""
@@ -103,14 +106,14 @@ _ACTIVATIONS = {
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
+def gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
     """a(gate) * up, in float32; written out so that only gate and up are kept for the gradient."""
     wide = gate.astype(jnp.float32)
     return (wide * _ACTIVATIONS[activation].share(wide) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def _forward(gate: jax.Array, up: jax.Array, activation: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _gated(gate, up, activation), (gate, up)
+    return gated(gate, up, activation), (gate, up)
 
 
 def _backward(activation: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,7 +124,7 @@ def _backward(activation: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array
     return dgate.astype(gate.dtype), (dwide * wide * share).astype(up.dtype)
 
 
-_gated.defvjp(_forward, _backward)
+gated.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -31,7 +31,7 @@ from jaxllm.sharding import Rules, axes_of, platform
 GATHERED = "gathered_weight"
 """Name of weights as products read them, for rematerialisation."""
 
-Role = Literal["matrix", "embedding", "head", "norm", "bias", "router"]
+Role = Literal["matrix", "embedding", "head", "norm", "bias", "router", "balance"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Declaration:
     Attributes:
         shape: sizes of its dims.
         axes: logical axis of each dim.
-        role: what it does; decides weight decay and Muon, never its rank.
+        role: what it does; decides weight decay and Muon, never its rank. `balance` is moved by no gradient.
         num_inputs: leading dims, behind the stacked ones, that are contracted with the layer's input; the others are
             outputs.
         std: standard deviation of the initial values (normal, cut at three); 0 with `fill` for constants.
         fill: initial value where std is 0.
-        stacked: leading dims that count layers.
+        stacked: leading dims that count layers, or experts of a layer: what follows is one matrix.
     """
 
     shape: tuple[int, ...]
@@ -260,7 +260,7 @@ def initialise(declaration: Declaration, key: jax.Array, name: str, layers: tupl
     if declaration.std == 0:
         return jnp.full(declaration.shape, declaration.fill, dtype)
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    shape = declaration.shape[declaration.stacked :]
+    shape = declaration.shape[1:] if layers else declaration.shape
 
     def draw(key: jax.Array) -> jax.Array:
         return (declaration.std * jax.random.truncated_normal(key, -3.0, 3.0, shape)).astype(dtype)
@@ -268,4 +268,4 @@ def initialise(declaration: Declaration, key: jax.Array, name: str, layers: tupl
     if not layers:
         return draw(key)
     numbers = jnp.asarray(layers, jnp.uint32)
-    return jax.vmap(lambda layer: draw(jax.random.fold_in(key, layer)))(numbers).reshape(declaration.shape)
+    return jax.vmap(lambda layer: draw(jax.random.fold_in(key, layer)))(numbers)

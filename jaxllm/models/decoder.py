@@ -320,13 +320,13 @@ def canonical_name(name: str) -> str:
     return "layers." + rest.partition(".")[2]
 
 
-def declarations(decoder: Decoder) -> Tree:
-    """The parameters' declarations as a nested dict with string keys."""
-    return cast(Tree, _strings(nnx.to_pure_dict(nnx.state(decoder))))
+def declarations(module: nnx.Module) -> Tree:
+    """The declarations of a decoder's parameters, or a layer's, as a nested dict with string keys."""
+    return cast(Tree, _strings(nnx.to_pure_dict(nnx.state(module))))
 
 
-def merge(decoder: Decoder, params: Tree) -> Decoder:
-    """The decoder with arrays in the place of its declarations; those of which there are none stay declarations."""
+def merge[Module: nnx.Module](decoder: Module, params: Tree) -> Module:
+    """A decoder, or a layer, with arrays in the place of its declarations; where there are none they stay."""
     graph, state = nnx.split(decoder)
     flat = nnx.to_flat_state(state)
     values = dict(leaves(params))

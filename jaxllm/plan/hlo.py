@@ -7,7 +7,8 @@ to the host whose attributes say what it is part of; it gets the axis `slice`. O
 a product is written into three fusions, its start, its middle and its end, which share its channel.
 
 How often a loop runs the GPU and CPU compilers write beside it; the TPU compiler leaves it to the loop's condition,
-which compares a counter that begins at zero with a constant.
+which compares a counter that begins at zero with a constant. A loop whose number of turns only the data decide, such as
+the rounds in which tokens travel to experts (see layers/exchange), counts as one turn.
 """
 
 import dataclasses
@@ -178,7 +179,7 @@ def operands(rest: str) -> list[str]:
 
 
 def turns(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
-    """How often a loop runs."""
+    """How often a loop runs; 1 where the data decide."""
     rest = loop.rest
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest):
         return int(known[1])
@@ -189,8 +190,8 @@ def turns(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> i
         for one in computations[condition[1]]
         if one.opcode == "constant" and one.result.startswith(("s32[]", "s64[]", "u32[]"))
     ]
-    assert len(limits) == 1, f"a loop's condition with the constants {limits}"
-    return int(limits[0])
+    assert len(limits) <= 1, f"a loop's condition with the constants {limits}"
+    return int(limits[0]) if limits else 1
 
 
 def _scope(rest: str) -> str:
