@@ -86,6 +86,10 @@ def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
             )
         repeats = "model.num_layers" if len(model.slots) == 1 else "model.num_layers / len(model.period)"
         needs.append((f"mesh.pipe = {stages}", stages, repeats, model.num_repeats))
+        if any(block.mlp.experts for block in model.blocks):
+            raise ValueError(
+                f"mesh.pipe = {stages}: a pipeline does not balance experts (model.mlp.experts); set mesh.pipe = 1"
+            )
     needs.append((f"mesh.fsdp x mesh.expert = {dense}", dense, "model.d_model", model.d_model))
     for block in model.blocks:
         needs += [
@@ -93,6 +97,12 @@ def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
             (f"mesh.tensor = {tensor}", tensor, "model.attention.num_kv_heads", block.attention.kv_heads),
             (f"mesh.tensor = {tensor}", tensor, "model.mlp.d_ff", block.mlp.d_ff),
         ]
+        if experts := block.mlp.experts:
+            name = "model.mlp.experts"
+            needs += [
+                (f"mesh.expert = {sizes[EXPERTS]}", sizes[EXPERTS], f"{name}.num_experts", experts.num_experts),
+                (f"mesh.tensor = {tensor}", tensor, f"{name}.shared_d_ff", experts.shared_d_ff),
+            ]
     for what, size, field, value in needs:
         if value % size:
             raise ValueError(f"{what} does not divide {field} = {value}; choose a divisor of {value}")

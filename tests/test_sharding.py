@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from jaxllm import mesh_sizes, sharding
-from jaxllm.config import AXES, BlockConfig, MeshConfig, MLPConfig, ModelConfig, PhaseConfig
+from jaxllm.config import AXES, BlockConfig, ExpertsConfig, MeshConfig, MLPConfig, ModelConfig, PhaseConfig
 from jaxllm.layers.param import Recipe
 from jaxllm.models import PRESETS
 from jaxllm.models.decoder import Decoder, declarations
@@ -76,6 +76,9 @@ def test_one_axis_takes_what_is_left():
     assert mesh_sizes.resolve(MeshConfig(), 1) == sizes()
 
 
+SIX = MLPConfig(d_ff=96, experts=ExpertsConfig(num_experts=6, experts_per_token=2, shared_d_ff=2))
+
+
 @pytest.mark.parametrize(
     ("change", "axes", "sentence"),
     [
@@ -85,6 +88,8 @@ def test_one_axis_takes_what_is_left():
         ({}, {"tensor": 16}, "mesh.tensor = 16 does not divide model.attention.num_heads = 8"),
         ({}, {"tensor": 8}, "mesh.tensor = 8 does not divide model.attention.num_kv_heads = 4"),
         ({"mlp": MLPConfig(d_ff=98)}, {"tensor": 4}, "mesh.tensor = 4 does not divide model.mlp.d_ff = 98"),
+        ({"mlp": SIX}, {"expert": 4}, "mesh.expert = 4 does not divide model.mlp.experts.num_experts = 6"),
+        ({"mlp": SIX}, {"tensor": 4}, "mesh.tensor = 4 does not divide model.mlp.experts.shared_d_ff = 2"),
     ],
 )
 def test_a_model_that_does_not_split_is_refused(change, axes, sentence):
@@ -92,6 +97,12 @@ def test_a_model_that_does_not_split_is_refused(change, axes, sentence):
     with pytest.raises(ValueError, match=rf"^{re.escape(sentence)}; choose a divisor of \d+$"):
         mesh_sizes.check_model(model, sizes(**axes))
     mesh_sizes.check_model(model, sizes(data=7))
+
+
+def test_a_pipeline_of_experts_is_refused():
+    model = msgspec.structs.replace(tiny.MODEL, num_layers=4, mlp=SIX)
+    with pytest.raises(ValueError, match=r"mesh\.pipe = 2: a pipeline does not balance experts .*; set mesh\.pipe = 1"):
+        mesh_sizes.check_model(model, sizes(pipe=2))
 
 
 def test_every_block_of_a_model_is_checked():

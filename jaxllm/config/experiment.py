@@ -82,6 +82,14 @@ class Experiment(Section, frozen=True, kw_only=True):
             self.profile.start,
             f"the run has {self.data.num_steps} steps, and none behind it to trace; use less",
         )
+        for field in ("balance", "sequence_balance", "router_z_loss"):
+            weight = getattr(self.train.loss, field)
+            require(
+                weight == 0 or any(block.mlp.experts for block in self.model.blocks),
+                f"train.loss.{field}",
+                weight,
+                "the model has no experts (model.mlp.experts); use 0",
+            )
         for index, phase in enumerate(self.data.phases):
             require(
                 phase.batch_size % self.train.accumulate == 0,

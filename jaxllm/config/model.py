@@ -3,6 +3,7 @@
 from typing import Literal
 
 from jaxllm.config.base import Section, require
+from jaxllm.config.experts import ExpertsConfig
 from jaxllm.config.rope import RopeConfig
 
 
@@ -78,15 +79,26 @@ class MLPConfig(Section, frozen=True, kw_only=True):
         activation: of the gate, or of the hidden units where there is none: `silu`; `gelu` by the error function;
             `gelu_tanh` by its approximation (`gelu_new` and `gelu_pytorch_tanh` of Hugging Face's configs).
         bias: whether every product adds one.
+        experts: makes the layer one of many experts of this shape, of which each token goes through a few; none by
+            default, and not for a block that leaves it out where the model's own mlp has none either.
     """
 
     d_ff: int
     gated: bool = True
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     bias: bool = False
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         require(self.d_ff >= 1, "d_ff", self.d_ff, "use 1 or more")
+        require(self.experts is None or self.gated, "gated", self.gated, "experts are gated; use true")
+        require(self.experts is None or not self.bias, "bias", self.bias, "experts have no biases; use false")
+
+    @property
+    def active_d_ff(self) -> int:
+        """Hidden units that a token goes through."""
+        experts = self.experts
+        return self.d_ff if experts is None else experts.experts_per_token * self.d_ff + experts.shared_d_ff
 
 
 class NormConfig(Section, frozen=True, kw_only=True):

@@ -166,6 +166,8 @@ class OptimConfig(Section, frozen=True, kw_only=True):
             Stern 2018, sections 6 and 8; see jaxllm/train/optim); 0 means no limit. Such as 0.1.
         qk_clip: holds attention logits down by the weights of queries and keys; none by default.
         embedding_gradient_scale: the embedding's gradient is multiplied by it (GLM-130B: 0.1; Zeng et al. 2022).
+        balancing_rate: by how much experts' balancing biases are moved after a step, against the sign of the load's
+            error (Wang et al. 2024 and DeepSeek-V3: 1e-3); 0 keeps them where they are.
         loss_scale: for float16 compute.
     """
 
@@ -176,11 +178,13 @@ class OptimConfig(Section, frozen=True, kw_only=True):
     update_clip: float = 0.0
     qk_clip: QKClipConfig | None = None
     embedding_gradient_scale: float = 1.0
+    balancing_rate: float = 1e-3
     loss_scale: LossScaleConfig = LossScaleConfig()
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number such as 3e-4")
         require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "use a positive number, or 0 for no clipping")
+        require(self.balancing_rate >= 0, "balancing_rate", self.balancing_rate, "use 1e-3, or 0 to keep biases")
         require(self.update_clip >= 0, "update_clip", self.update_clip, "use a fraction such as 0.1, or 0 for none")
         require(
             0 < self.embedding_gradient_scale <= 1,

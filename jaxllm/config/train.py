@@ -22,19 +22,29 @@ class PrecisionConfig(Section, frozen=True, kw_only=True):
 
 
 class LossConfig(Section, frozen=True, kw_only=True):
-    """Cross-entropy over the vocabulary.
+    """Cross-entropy over the vocabulary, and what keeps routers of experts in order.
 
     Attributes:
         chunk: tokens whose logits exist at a time, per device; 0 means all of them.
         z_loss: weight of the mean squared log of the softmax's denominator (PaLM: 1e-4, Chowdhery et al. 2022).
+        balance: weight of the auxiliary loss that evens the experts' loads over a micro-batch, summed over layers, 1
+            each where all are alike (Fedus et al. 2021, Switch, section 2.2: 1e-2; OLMoE: 1e-2).
+        sequence_balance: weight of the same loss within each row of a batch (DeepSeek-V3: 1e-4, beside a balancing
+            bias).
+        router_z_loss: weight of the mean squared log of the denominator of routers' softmax, summed over layers
+            (ST-MoE: 1e-3, Zoph et al. 2022; OLMoE: 1e-3).
     """
 
     chunk: int = 1024
     z_loss: float = 0.0
+    balance: float = 0.0
+    sequence_balance: float = 0.0
+    router_z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.chunk >= 0, "chunk", self.chunk, "use a number of tokens such as 1024, or 0 for all")
-        require(self.z_loss >= 0, "z_loss", self.z_loss, "use 0 or a small weight such as 1e-4")
+        for field in ("z_loss", "balance", "sequence_balance", "router_z_loss"):
+            require(getattr(self, field) >= 0, field, getattr(self, field), "use 0 or a small weight such as 1e-4")
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):

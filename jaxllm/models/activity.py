@@ -83,7 +83,7 @@ def _run_slots(
     seen: list[Activity] = []
     for block in slots:
         logits_N = block.attention.largest_logits(block.attention_input(x_BTD), positions_BT, segments_BT)
-        x_BTD, _ = block(x_BTD, positions_BT, segments_BT)
+        x_BTD, _, _ = block(x_BTD, positions_BT, segments_BT)
         wide_BTD = x_BTD.astype(jnp.float32)
         seen.append(Activity(jnp.mean(jnp.square(wide_BTD)), jnp.max(jnp.abs(wide_BTD)), logits_N))
     return x_BTD, seen

@@ -31,8 +31,10 @@ from jaxllm.layers.context import balance, restore
 from jaxllm.layers.embed import Embedding, Head, Positions, logits
 from jaxllm.layers.linear import PRODUCT
 from jaxllm.layers.mlp import MLP
+from jaxllm.layers.moe import MoE
 from jaxllm.layers.norm import Norm
 from jaxllm.layers.param import GATHERED, Declaration, Recipe, Tree, initialise, leaves
+from jaxllm.layers.router import Load
 from jaxllm.models import stages
 
 BLOCK_INPUT = "block_input"
@@ -42,6 +44,9 @@ PERIOD = "period"
 
 GROUPS = ("prefix", PERIOD, "remainder")
 """The blocks, first to last."""
+
+type Loads = dict[str, Load]
+"""What routers did, by slot (`period.0`): arrays [R, B, ...], R repeats."""
 
 
 class Block(nnx.Module):
@@ -54,7 +59,8 @@ class Block(nnx.Module):
         self.pre, self.post = config.norm_placement != "post", config.norm_placement != "pre"
         self.parallel, self.shared = config.branches != "sequential", config.branches == "parallel_shared_norm"
         self.attention = Attention(config.attention, config.norm, model.d_model, head_dim, std, residual_std, recipe)
-        self.mlp = MLP(config.mlp, model.d_model, std, residual_std, recipe)
+        experts, widths = config.mlp.experts, (model.d_model, std, residual_std)
+        self.mlp = MoE(config.mlp, experts, *widths, recipe) if experts else MLP(config.mlp, *widths, recipe)
         if self.pre:
             self.attention_norm = Norm(config.norm, model.d_model, recipe)
         if self.pre and not self.shared:
@@ -65,8 +71,8 @@ class Block(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        """[B, T, D] -> [B, T, D]; the cache, if any, comes back with what attention has added."""
+    ) -> tuple[jax.Array, Cache | None, Load | None]:
+        """[B, T, D] -> [B, T, D]; the cache, if any, with what attention has added; the experts' load, if any."""
         x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
         read_BTD = self.attention_input(x_BTD)
         attended_BTD, cache = self.attention(read_BTD, positions_BT, segments_BT, cache)
@@ -74,8 +80,11 @@ class Block(nnx.Module):
         if not self.shared:
             read_BTD = x_BTD if self.parallel else after_BTD
             read_BTD = self.mlp_norm(read_BTD) if self.pre else read_BTD
-        made_BTD = self.mlp(read_BTD)
-        return after_BTD + (self.mlp_post_norm(made_BTD) if self.post else made_BTD), cache
+        if isinstance(self.mlp, MoE):
+            made_BTD, load = self.mlp(read_BTD, segments_BT)
+        else:
+            made_BTD, load = self.mlp(read_BTD), None
+        return after_BTD + (self.mlp_post_norm(made_BTD) if self.post else made_BTD), cache, load
 
     def attention_input(self, x_BTD: jax.Array) -> jax.Array:
         """What attention reads of the block's input: [B, T, D] -> [B, T, D]."""
@@ -131,27 +140,34 @@ class Decoder(nnx.Module):
             x_BTD = x_BTD + self.positions(positions_BT)
         return self.embedding_norm(x_BTD) if config.embedding_norm else x_BTD
 
-    def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    def blocks(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> tuple[jax.Array, Loads]:
         """All blocks, first to last: [B, T, D] -> [B, T, D]; over context, in head-tail order (see layers/context)."""
         if self.recipe.rules.staged:
             num_micro = stages.num_micro(x_BTD.shape[0])
-            return stages.forward(self.repeats, list(self.period), x_BTD, positions_BT, segments_BT, num_micro)
-        for group in (self.prefix, self.period, self.remainder):
-            if len(group):
-                x_BTD = self.repeats(list(group), x_BTD, positions_BT, segments_BT)
-        return x_BTD
+            return stages.forward(self.stage, list(self.period), x_BTD, positions_BT, segments_BT, num_micro), {}
+        loads: Loads = {}
+        for group in GROUPS:
+            slots: list[Block] = list(getattr(self, group))
+            if slots:
+                x_BTD, seen = self.repeats(slots, x_BTD, positions_BT, segments_BT)
+                loads |= {f"{group}.{slot}": load for slot, load in enumerate(seen) if load is not None}
+        return x_BTD, loads
+
+    def stage(self, slots: list[Block], x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        """Some repeats of the period's blocks, which have no experts: [B, T, D] -> [B, T, D]."""
+        return self.repeats(slots, x_BTD, positions_BT, segments_BT)[0]
 
     def repeats(
         self, slots: list[Block], x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
-    ) -> jax.Array:
-        """Some repeats of the blocks of a group, stacked slot by slot: [B, T, D] -> [B, T, D]."""
+    ) -> tuple[jax.Array, list[Load | None]]:
+        """Some repeats of the blocks of a group, stacked slot by slot: [B, T, D] -> [B, T, D], and the slots' loads."""
         run = functools.partial(_run_block, positions_BT=positions_BT, segments_BT=segments_BT)
         num = len(jax.tree.leaves(slots)[0])
         straight = self.unroll or num == 1
         run = _rematerialise(run, self.remat, bool(self.recipe.rules.live), straight)
         with jax.named_scope("blocks"):
-            x_BTD, _ = jax.lax.scan(functools.partial(_run_slots, run), x_BTD, slots, unroll=num if self.unroll else 1)
-        return x_BTD
+            unroll = num if self.unroll else 1
+            return jax.lax.scan(functools.partial(_run_slots, run), x_BTD, slots, unroll=unroll)
 
     def final(self, x_BTD: jax.Array) -> jax.Array:
         """The last norm: what the head reads, [B, T, D]."""
@@ -210,20 +226,28 @@ class Decoder(nnx.Module):
             segments_BT = tokens_BT * 0 + 1
         rules = self.recipe.rules
         batch = balance({"tokens": tokens_BT, "positions": positions_BT, "segments": segments_BT}, rules)
-        x_BTD = self.blocks(self.embed(batch["tokens"], batch["positions"]), batch["positions"], batch["segments"])
+        x_BTD, _ = self.blocks(self.embed(batch["tokens"], batch["positions"]), batch["positions"], batch["segments"])
         x_BTD = jax.reshard(self.final(x_BTD), rules.activation("batch", "sequence", None))
         return Output(restore(self.logits(x_BTD), rules))
 
 
-def _run_block(x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    return block(x_BTD, positions_BT, segments_BT)[0]
+type _Run = Callable[[jax.Array, Block], tuple[jax.Array, Load | None]]
 
 
-def _run_slots(run: Callable[..., jax.Array], x_BTD: jax.Array, slots: list[Block]) -> tuple[jax.Array, None]:
+def _run_block(
+    x_BTD: jax.Array, block: Block, positions_BT: jax.Array, segments_BT: jax.Array
+) -> tuple[jax.Array, Load | None]:
+    x_BTD, _, load = block(x_BTD, positions_BT, segments_BT)
+    return x_BTD, load
+
+
+def _run_slots(run: _Run, x_BTD: jax.Array, slots: list[Block]) -> tuple[jax.Array, list[Load | None]]:
     """The blocks of one repetition."""
+    loads: list[Load | None] = []
     for block in slots:
-        x_BTD = run(x_BTD, block)
-    return x_BTD, None
+        x_BTD, load = run(x_BTD, block)
+        loads.append(load)
+    return x_BTD, loads
 
 
 def _extend_slots(
@@ -235,15 +259,13 @@ def _extend_slots(
     """The blocks of one repetition and their caches, which are carried along whole: so they are written in place."""
     (x_BTD, caches), (slots, repeat), after = carry, now, []
     for block, stacked in zip(slots, caches, strict=True):
-        x_BTD, cache = block(x_BTD, positions_BT, segments_BT, stacked.at(repeat))
+        x_BTD, cache, _ = block(x_BTD, positions_BT, segments_BT, stacked.at(repeat))
         assert cache is not None
         after.append(stacked.back(cache))
     return (x_BTD, after), None
 
 
-def _rematerialise(
-    run: Callable[..., jax.Array], remat: str, sharded: bool, straight: bool
-) -> Callable[..., jax.Array]:
+def _rematerialise(run: Callable[..., Any], remat: str, sharded: bool, straight: bool) -> Callable[..., Any]:
     """A block's function whose backward pass keeps what the policy says.
 
     In straight code, not a loop's, a barrier keeps the compiler from finding the second forward pass equal to the

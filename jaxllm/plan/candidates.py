@@ -125,6 +125,22 @@ def micro_batches(mesh: Mesh, phase: PhaseConfig) -> list[int]:
     return divisors(phase.batch_size // mesh.rows)
 
 
+def refuse(experiment: Experiment) -> None:
+    """Refuse what cannot be planned.
+
+    Raises:
+        ValueError: adapters, experts, or a vocabulary of unknown size.
+    """
+    if experiment.tune.lora is not None:
+        raise ValueError("tune.lora: a plan is of training all parameters; leave the section out")
+    if any(block.mlp.experts for block in experiment.model.blocks):
+        raise ValueError("model.mlp.experts: a plan does not count experts and their all-to-alls; plan a dense model")
+    if experiment.model.vocab_size == 0:
+        raise ValueError(
+            "model.vocab_size = 0: the plan reads no tokenizer; give a number, as in --model.vocab_size 32000"
+        )
+
+
 def configured(experiment: Experiment, phase: PhaseConfig, target: Target) -> Candidate | str:
     """What the config itself asks for on the target; a sentence that says why that cannot be."""
     config = msgspec.structs.replace(experiment.mesh, slices=target.num_slices)

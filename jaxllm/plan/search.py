@@ -16,7 +16,7 @@ import msgspec
 from jaxllm.config import Experiment, MeshConfig, PhaseConfig
 from jaxllm.plan import efficiency as efficiencies
 from jaxllm.plan.answer import USABLE, Misfit, Option, Plan
-from jaxllm.plan.candidates import REMATS, Candidate, Mesh, Remat, configured, meshes, micro_batches
+from jaxllm.plan.candidates import REMATS, Candidate, Mesh, Remat, configured, meshes, micro_batches, refuse
 from jaxllm.plan.placement import Placement, place
 from jaxllm.plan.predict import AGAIN, SUMS, Work, step_time
 from jaxllm.plan.prices import PRICES, Price
@@ -63,12 +63,7 @@ def plan(
     """
     chips = parse(target)
     phase = _phase(experiment, batch)
-    if experiment.tune.lora is not None:
-        raise ValueError("tune.lora: a plan is of training all parameters; leave the section out")
-    if experiment.model.vocab_size == 0:
-        raise ValueError(
-            "model.vocab_size = 0: the plan reads no tokenizer; give a number, as in --model.vocab_size 32000"
-        )
+    refuse(experiment)
     total = tokens or sum(one.num_steps * one.sequence_length * one.batch_size for one in experiment.data.phases)
     if total < phase.batch_size * phase.sequence_length:
         step = phase.batch_size * phase.sequence_length

@@ -164,7 +164,7 @@ class _Row(NamedTuple):
 def _row(convention: Convention, model: Counted, length: int) -> _Row:
     """The table."""
     count, head = model.parameters, model.vocab_size * model.d_model
-    num_blocks, matrices = len(model.widths), count.attention + count.mlp
+    num_blocks, matrices = len(model.widths), count.attention + count.mlp - count.idle
     every = count.active + model.positions
     read = every if model.tied else every - count.embedding
     square = seen = 12 * length * sum(model.widths)

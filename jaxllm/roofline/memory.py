@@ -224,13 +224,13 @@ def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
             return _Values(
                 residual=num_inputs * model.d_model,
                 whole=2 * model.d_model,
-                split=heads * head_dim + (num_inner + 1) * block.mlp.d_ff,
+                split=heads * head_dim + (num_inner + 1) * block.mlp.active_d_ff,
                 statistics=attention.num_heads,
             )
         case "dots":
             return _Values(
                 residual=2 * model.d_model,
-                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + num_inner * block.mlp.d_ff,
+                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + num_inner * block.mlp.active_d_ff,
             )
         case "block":
             return _Values(residual=model.d_model)
@@ -245,7 +245,7 @@ def _working(model: ModelConfig, block: BlockConfig) -> _Values:
     return _Values(
         residual=2 * model.d_model,
         whole=2 * model.d_model,
-        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + (2 * num_inner + 1) * block.mlp.d_ff,
+        split=2 * (attention.num_heads + attention.kv_heads) * head_dim + (2 * num_inner + 1) * block.mlp.active_d_ff,
         statistics=attention.num_heads,
     )
 

@@ -288,7 +288,7 @@ def _turned(step: _Step) -> int:
     model, values = step.model, 0
     for block, num in distinct(_stage(model, step.sizes["pipe"])):
         heads = block.attention.num_heads * model.head_dim(block.attention)
-        values += num * model.d_model * (heads + block.mlp.d_ff)
+        values += num * model.d_model * (heads + block.mlp.active_d_ff)
     return values // step.sizes["tensor"] // step.fsdp * BYTES[step.train.precision.parameters]
 
 
@@ -316,7 +316,7 @@ def _block(step: _Step) -> dict[str, int]:
     model, tensor, width, t = step.model, step.sizes["tensor"], step.compute, step.t
     worked = gathered = 0
     for block, _ in distinct(model):
-        attention, units = block.attention, block.mlp.d_ff // tensor
+        attention, units = block.attention, block.mlp.active_d_ff // tensor
         head_dim = model.head_dim(attention)
         padded = -(-head_dim // _LANES) * _LANES if step.tpu else head_dim
         heads = 2 * (attention.num_heads + attention.kv_heads) // tensor

@@ -71,6 +71,8 @@ def text(summary: Mapping[str, Any]) -> str:
     shares = (f"{part.replace('_', ' ')} {parts[part]:,}" for part in shown)
     adapted = parts["trainable"] < parts["total"]
     rows = [("parameters", f"{parts['total']:,}"), ("", ", ".join(shares))]
+    if parts["active"] < parts["total"]:
+        rows.append(("active", f"{parts['active']:,} that a token goes through"))
     if adapted:
         rows.append(("trainable", f"{parts['trainable']:,} of adapters, {parts['trainable'] / parts['total']:.2%}"))
     rows += [

@@ -3,7 +3,8 @@
     D d_model   F d_ff   V vocabulary   L blocks   N query heads   K key-value heads   H width of a head
     T tokens of a sequence
 
-Parameters of a block: attention 2 D (N + K) H, feed-forward 3 D F, or 2 D F without a gate; its norms D each, two of
+Parameters of a block: attention 2 D (N + K) H, feed-forward 3 D F, or 2 D F without a gate, or of E experts with a
+router and a shared one E (3 D F + D) + 3 D F_shared; its norms D each, two of
 them where branches are normalised on one side; norms of queries and keys, if any, 2 H over each head or (N + K) H over
 the projection. Biases: of queries, keys and values (N + 2 K) H, of the output D; of the feed-forward layer 2 F + D, or
 F + D; of a LayerNorm D. Beside the blocks: the embedding V D, learned positions, the head V D unless it is the
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from jaxllm.config import BlockConfig, ModelConfig, NormConfig
 from jaxllm.config.base import require
 from jaxllm.roofline.attention import pair_flops
-from jaxllm.roofline.counts import attention_parameters, mlp_parameters
+from jaxllm.roofline.counts import attention_parameters, mlp_parameters, moe_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class ParameterCount:
         attention: the matrices of attention, all blocks together.
         mlp: the matrices of the feed-forward layers, all blocks together.
         norm: the scales of all norms.
-        bias: all biases, those of norms included.
+        bias: all biases, those of norms and of experts' balance included.
+        idle: of `mlp`, the experts that a token does not go through.
         positions: the table of learned positions.
     """
 
@@ -46,6 +48,7 @@ class ParameterCount:
     mlp: int = 0
     norm: int = 0
     bias: int = 0
+    idle: int = 0
     positions: int = 0
 
     @property
@@ -56,7 +59,7 @@ class ParameterCount:
     @property
     def active(self) -> int:
         """Those that a token meets: all of them in a dense decoder."""
-        return self.total
+        return self.total - self.idle
 
     def __add__(self, other: "ParameterCount") -> "ParameterCount":
         return ParameterCount(
@@ -66,6 +69,7 @@ class ParameterCount:
             mlp=self.mlp + other.mlp,
             norm=self.norm + other.norm,
             bias=self.bias + other.bias,
+            idle=self.idle + other.idle,
             positions=self.positions + other.positions,
         )
 
@@ -93,9 +97,15 @@ def block_parameters(model: ModelConfig, block: BlockConfig) -> ParameterCount:
     biases = {"none": 0, "qkv": qkv, "all": qkv + model.d_model}[attention.bias]
     if mlp.bias:
         biases += (2 if mlp.gated else 1) * mlp.d_ff + model.d_model
+    matrices, idle = mlp_parameters(model.d_model, mlp.d_ff, gated=mlp.gated), 0
+    if experts := mlp.experts:
+        idle = (experts.num_experts - experts.experts_per_token) * matrices
+        matrices = moe_parameters(model.d_model, mlp.d_ff, experts.num_experts, shared_d_ff=experts.shared_d_ff)
+        biases += experts.num_experts * experts.balancing_bias
     return ParameterCount(
         attention=attention_parameters(model.d_model, attention.num_heads, attention.kv_heads, head_dim),
-        mlp=mlp_parameters(model.d_model, mlp.d_ff, gated=mlp.gated),
+        mlp=matrices,
+        idle=idle,
         norm=num_norms * model.d_model + normalised * head_dim,
         bias=biases + num_norms * _norm_bias(model, block.norm),
     )

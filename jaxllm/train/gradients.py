@@ -66,7 +66,7 @@ def accumulate(
             grads, rows = jax.lax.scan(add, zeros(declared, recipe), micros)
         rows = jax.tree.map(unite, rows)
     grads = reduce(grads, declared, recipe)
-    return grads, jax.tree.map(lambda x: x / loss_scale, rows), num_tokens
+    return grads, rows.over(loss_scale), num_tokens
 
 
 def weigh(batch: Batch, loss_scale: jax.Array) -> tuple[Batch, jax.Array]:

@@ -25,6 +25,10 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
                                            update norm over parameter norm
     activation_rms, activation_max,        every `watch.interval` steps, lists with a number a layer, first to last:
     attention_logit_max                    see jaxllm/train/watch
+    balance_loss                           of a model with experts: what `train.loss` adds to the loss for routers
+    max_violation, router_entropy,         likewise, lists with a number a layer that has experts, first to last: the
+    bias_spread, expert_load               largest load over the mean, less 1; nats; the largest balancing bias less the
+                                           smallest; and of each layer the list of its experts' loads over the mean
     qk_clipped                             of a step behind which `optim.qk_clip` acts: heads scaled, over all layers
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first

@@ -28,8 +28,9 @@ from jaxllm.layers.context import balance
 from jaxllm.layers.linear import weight_gradient
 from jaxllm.layers.param import Recipe, Tree
 from jaxllm.layers.soft_cap import slope, soft_cap
-from jaxllm.models.decoder import PERIOD, Decoder, merge
+from jaxllm.models.decoder import PERIOD, Decoder, Loads, merge
 from jaxllm.models.stages import Stage
+from jaxllm.train.balance import balance_loss
 
 Batch = dict[str, jax.Array]
 """tokens, targets, positions, segments: int32[B, T]; weights: float32[B, T]."""
@@ -41,10 +42,18 @@ class Rows(NamedTuple):
     Attributes:
         loss: cross-entropy in nats times the token's weight.
         z_loss: squared log of the softmax's denominator times the token's weight, times the z-loss's weight.
+        balance: what keeps routers of experts in order, weighted likewise (see `balance`); None without experts.
+        loads: what these routers did, sums that nothing weighs, [B, R, ...] by slot; None without experts.
     """
 
     loss: jax.Array
     z_loss: jax.Array
+    balance: jax.Array | None = None
+    loads: Loads | None = None
+
+    def over(self, loss_scale: jax.Array) -> "Rows":
+        """The same of weights that have not been multiplied by a scale."""
+        return jax.tree.map(lambda x: x / loss_scale, self._replace(loads=None))._replace(loads=self.loads)
 
 
 class Columns(NamedTuple):
@@ -69,7 +78,7 @@ class Parts(NamedTuple):
 
 
 def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -> tuple[jax.Array, Rows]:
-    """Next-token cross-entropy: what the gradient is taken of, and its parts per sample.
+    """Next-token cross-entropy and experts' balance: what the gradient is taken of, and its parts per sample.
 
     Args:
         decoder: the declarations.
@@ -79,8 +88,15 @@ def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -
     """
     model = merge(decoder, params)
     batch = balance(batch, decoder.recipe.rules)
-    x_BTD = model.blocks(model.embed(batch["tokens"], batch["positions"]), batch["positions"], batch["segments"])
-    return next_token_loss(decoder, params, x_BTD, batch, config)
+    x_BTD = model.embed(batch["tokens"], batch["positions"])
+    x_BTD, loads = model.blocks(x_BTD, batch["positions"], batch["segments"])
+    total, rows = next_token_loss(decoder, params, x_BTD, batch, config)
+    if not loads:
+        return total, rows
+    with jax.named_scope("balance"):
+        balance_B = balance_loss(loads, batch["weights"], batch["segments"], config)
+    by_row = jax.tree.map(lambda x: x.swapaxes(0, 1), loads)
+    return total + jnp.sum(balance_B), rows._replace(balance=balance_B, loads=by_row)
 
 
 def next_token_loss(
@@ -126,7 +142,7 @@ def pretrain_parts(decoder: Decoder, config: LossConfig) -> Parts:
 
     def stage(slots: Tree, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         model = merge(decoder, {PERIOD: slots})
-        return model.repeats(list(model.period), x_BTD, positions_BT, segments_BT)
+        return model.stage(list(model.period), x_BTD, positions_BT, segments_BT)
 
     return Parts(
         begin=lambda ends, batch: merge(decoder, ends).embed(batch["tokens"], batch["positions"]),

@@ -32,7 +32,7 @@ from jaxllm.sharding import Rules
 from jaxllm.train.muon import scale_by_muon
 
 _MATRIX: frozenset[Role] = frozenset({"matrix"})
-_ALL: frozenset[Role] = frozenset(get_args(Role))
+_ALL: frozenset[Role] = frozenset(get_args(Role)) - {"balance"}
 _SMALLEST_RMS = 1e-3
 """Of a parameter, for `limit`: one that is zero may still grow. Adafactor's epsilon_2."""
 

@@ -11,6 +11,7 @@ from jaxllm.data.steps import Steps
 from jaxllm.layers.param import Tree
 from jaxllm.train import programs
 from jaxllm.train.assemble import Program
+from jaxllm.train.balance import BY_LAYER
 from jaxllm.train.objectives import Batch
 from jaxllm.train.state import TrainState
 from jaxllm.train.throughput import Meter
@@ -98,7 +99,7 @@ class PhaseSteps:
 
     def take_arrays(self, values: dict[str, Any]) -> dict[str, Any]:
         """Takes out of a step's metrics what are arrays, as a record has them: by source, and by layer."""
-        by_layer = {name: values.pop(name).tolist() for name in LAYERS if name in values}
+        by_layer = {name: values.pop(name).tolist() for name in (*LAYERS, *BY_LAYER) if name in values}
         return {**self._by_source(values), **by_layer}
 
     def _by_source(self, values: dict[str, Any]) -> dict[str, float]:

@@ -90,7 +90,7 @@ def pipeline(
             flow, _ = jax.lax.scan(return_with, flow, (jnp.arange(num_micro), dy_MBTD))
     with jax.named_scope("pipeline_drains"):
         flow, _ = jax.lax.scan(drain, flow, num_micro + jnp.arange(last))
-    return ticks.gradients(flow), jax.tree.map(lambda x: stages.unite(x) / loss_scale, rows), num_tokens
+    return ticks.gradients(flow), jax.tree.map(stages.unite, rows).over(loss_scale), num_tokens
 
 
 class _Ticks:

@@ -23,6 +23,7 @@ from jaxllm.config import GuardConfig, Off, OptimConfig, TrainConfig
 from jaxllm.layers.context import balance
 from jaxllm.layers.param import Tree, tree_map
 from jaxllm.models.decoder import Decoder
+from jaxllm.train.balance import over_rows, rebalance, told
 from jaxllm.train.digests import digest
 from jaxllm.train.gradients import accumulate
 from jaxllm.train.guard.rules import judge
@@ -87,10 +88,11 @@ def make_train_step(
     The other metrics are scalars, but for the first: batch_digest (uint32[2], which tokens were trained on, and where
     in the batch: the same on every mesh), loss (mean cross-entropy in nats), z_loss, tokens (valid ones), grad_norm
     (before clipping), param_norm, update_norm, learning_rate, skipped (1 when the update was dropped), optimizer_step
-    (accepted updates so far) and loss_scale; where the step is `watched`, those of `watch.by_group`; and, where there
-    is a guard, its rules' flags, alarm, onset, reasons, clean and loss_limit (see guard.rules.Verdict; drift counts
-    from the first step behind the warm-up on), and worst_rows and worst_losses (int32 and float32[4], or fewer): the
-    batch's rows with the highest mean loss over their tokens, the highest first.
+    (accepted updates so far) and loss_scale; with experts, balance_loss and those of `balance.told`; where
+    the step is `watched`, those of `watch.by_group`; and, where there is a guard, its rules' flags, alarm, onset,
+    reasons, clean and loss_limit (see guard.rules.Verdict; drift counts from the first step behind the warm-up on), and
+    worst_rows and worst_losses (int32 and float32[4], or fewer): the batch's rows with the highest mean loss over their
+    tokens, the highest first.
     """
     trained = trained or everything(decoder)
     declared, recipe = trained.declared, decoder.recipe
@@ -113,12 +115,13 @@ def make_train_step(
         # Without the barrier the sum over rows may be merged with those in them, and so its bits depend on its readers.
         rows = jax.lax.optimization_barrier(rows)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
+        loads, num_routed = over_rows(rows.loads or {}, tokens["segments"])
         grads = jax.tree.map(lambda value: value / scale, grads)
         grad_squares, param_squares = squares(grads), squares(state.params)
         grad_norm = norm(grad_squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.optimizer_step) * state.learning_rate_scale
-        told: Metrics = {}
+        of_guard: Metrics = {}
         accepted = finite
         if guarded:
             # The barrier keeps the compiler from merging what is judged with what is trained: the same bits without it.
@@ -126,7 +129,7 @@ def make_train_step(
             settled, excused = state.optimizer_step >= optim.schedule.warmup_steps, scale > smallest_scale
             verdict, memory = judge(rules_config, state.guard, state.step + 1, seen_loss, seen_norm, settled, excused)
             state, accepted = dataclasses.replace(state, guard=memory), ~verdict.drop
-            told = {
+            of_guard = {
                 "flags": verdict.flags,
                 "alarm": verdict.alarm,
                 "onset": verdict.onset,
@@ -146,6 +149,7 @@ def make_train_step(
                 if optim.update_clip:
                     update = limit(update, params, declared, optim.update_clip)
                 params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
+                params = rebalance(params, loads, optim.balancing_rate)
             changed = dataclasses.replace(
                 state, params=to_storage(params), optimizer=moments, optimizer_step=state.optimizer_step + 1
             )
@@ -169,8 +173,10 @@ def make_train_step(
             "skipped": 1.0 - accepted,
             "optimizer_step": state.optimizer_step,
             "loss_scale": scale,
-            **told,
+            **of_guard,
         }
+        if rows.balance is not None:
+            metrics |= {"balance_loss": jnp.sum(rows.balance)} | told(decoder.config, loads, num_routed, state.params)
         if watched:
             metrics |= by_group(declared, grad_squares, param_squares, update_squares)
         if num_sources > 1:

@@ -76,11 +76,17 @@ def targets(config: LoRAConfig, declared: Tree) -> dict[str, Declaration]:
                 f"tune.lora.targets = {list(config.targets)}: {target!r} matches no matrix of the blocks; "
                 f'the nearest are {", ".join(near)}, and "matrix" means all'
             )
-    return {
+    found = {
         name: leaf
         for name, leaf in matrices.items()
         if any(target == ROLE or fnmatch.fnmatchcase(target_name(name), target) for target in config.targets)
     }
+    if any("experts" in leaf.axes for leaf in found.values()):
+        raise ValueError(
+            f"tune.lora.targets = {list(config.targets)}: experts have no adapters; name other matrices, such as "
+            '"attention.*"'
+        )
+    return found
 
 
 def target_name(name: str) -> str:

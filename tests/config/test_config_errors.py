@@ -54,6 +54,24 @@ def sentence(*arguments, **keywords) -> str:
             {"data.phases.4.steps": 2},
             "data.phases.4.steps = 2: there is no such entry; the next free one is data.phases.1",
         ),
+        # experts
+        (
+            {"model.mlp.experts": {"num_experts": 4, "experts_per_token": 5}},
+            "model.mlp.experts.experts_per_token = 5: use 1 or more, and at most num_experts = 4",
+        ),
+        (
+            {"model.mlp.experts": {"num_experts": 8, "experts_per_token": 2, "scores": "sigmoid", "num_groups": 3}},
+            "model.mlp.experts.num_groups = 3: it must divide num_experts = 8; 1 means no groups",
+        ),
+        (
+            {"model.mlp.experts": {"num_experts": 8, "experts_per_token": 2, "num_groups": 4}},
+            "model.mlp.experts.num_groups = 4: groups are chosen by sigmoid scores; "
+            'use scores = "sigmoid", or 1 for no groups',
+        ),
+        (
+            {"train.loss.balance": 0.01},
+            "train.loss.balance = 0.01: the model has no experts (model.mlp.experts); use 0",
+        ),
         # wrong types
         ({"optim.learning_rate": "abc"}, 'optim.learning_rate = "abc": expected a number, got text'),
         (

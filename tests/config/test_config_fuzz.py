@@ -31,6 +31,7 @@ KINDS = (
         "optim.optimizer.type": "muon",
         "guard.policy.type": "falcon",
         "optim.qk_clip.threshold": 50.0,
+        "model.mlp.experts": {"num_experts": 4, "experts_per_token": 2},
         "model.attention.rope.scaling": {"type": "yarn", "factor": 4.0, "original_max_positions": 64},
     },
     {

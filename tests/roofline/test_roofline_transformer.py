@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxllm.config import AttentionConfig, BlockConfig, MLPConfig, ModelConfig
+from jaxllm.config import AttentionConfig, BlockConfig, ExpertsConfig, MLPConfig, ModelConfig
 from jaxllm.roofline.conventions import flops_per_token
 from jaxllm.roofline.transformer import attention_flops, block_parameters, parameters
 
@@ -66,3 +66,16 @@ def test_attention_against_the_book():
 def test_unknown_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"model\.vocab_size = 0"):
         parameters(decoder(vocab=0))
+
+
+def test_mixtral_8x7b():
+    """46.7 billion parameters, of which a token meets 12.9 (Jiang et al. 2024, section 2)."""
+    model = ModelConfig(
+        vocab_size=32000,
+        d_model=4096,
+        num_layers=32,
+        attention=AttentionConfig(num_heads=32, num_kv_heads=8),
+        mlp=MLPConfig(d_ff=14336, experts=ExpertsConfig(num_experts=8, experts_per_token=2)),
+    )
+    assert parameters(model).total == 46_702_792_704
+    assert parameters(model).active == 12_879_925_248
