@@ -276,7 +276,7 @@ def _rematerialise(run: Callable[..., Any], remat: str, sharded: bool, straight:
         case "none" if not sharded:
             return run
         case "none":
-            policy = _all_but_gathered
+            policy = all_but_gathered
         case "dots":
             policy = policies.save_only_these_names(PRODUCT)
         case "block":
@@ -293,12 +293,14 @@ def _rematerialise(run: Callable[..., Any], remat: str, sharded: bool, straight:
     return jax.checkpoint(run, policy=policy, prevent_cse=straight)
 
 
-def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Gathered weights are never kept: together they are the whole model.
 
     Their name alone does not forbid it: what is named, the result of `param.use`, would be kept in its place. Only such
-    a result of a custom rule is typed `reduced`.
+    a result of a custom rule is typed `reduced`. Nor are they kept as a `shard_map` over experts types them.
     """
+    if primitive.name == "reduced_vary_cast":
+        return False
     if primitive.name == "custom_vjp_call":
         return not any(x.sharding.spec.reduced for x in parameters["call_jaxpr"].out_avals)
     return parameters.get("name") != GATHERED
