@@ -48,9 +48,13 @@ def _guarded(qk_norm: Literal["head", "projection"], soft_cap: float) -> BlockCo
 
 
 GUARDED = msgspec.structs.replace(
-    MODEL, num_layers=2, period=(_guarded("head", 0.7), _guarded("projection", 0.0)), final_soft_cap=1.5
+    MODEL,
+    num_layers=2,
+    period=(_guarded("head", 0.7), _guarded("projection", 0.0)),
+    final_soft_cap=1.5,
+    tie_embeddings=True,
 )
-"""With all that holds logits small; the caps are low enough to bend most of them."""
+"""With all that holds logits small, the caps low enough to bend most of them; and one table for embedding and head."""
 
 
 def experiment(

@@ -5,7 +5,8 @@ logits lie over the mesh by vocabulary.
 
 The table's gradient is summed over tokens in float32, whatever the dtype of the rows: a frequent token is met thousands
 of times in a batch, and a bfloat16 sum stops growing behind the first few hundred. It is large where nothing else is,
-V D values whole on each device, so it exists once, and goes to its shares as it is.
+V D values whole on each device, so it exists once, and goes to its shares as it is. Where the table is the head's too,
+tokens are added to the head's gradient, instead of both being made and then summed.
 
 B batch, T sequence, D model, V vocabulary, P positions.
 """
@@ -14,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxllm.layers.linear import contract
 from jaxllm.layers.param import Declaration, Layer, Recipe, gather, scatter
@@ -31,7 +33,14 @@ class Embedding(Layer):
         """int[B, T] -> [B, T, D] in the compute dtype, laid as the residual stream lies."""
         stored_VD, declaration = self.stored("table")
         with jax.named_scope("embed"):
-            return _embed(stored_VD, tokens_BT, declaration, self.recipe)
+            return _embed(stored_VD, tokens_BT, declaration, self.recipe)[0]
+
+    def with_weight(self, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a call and `weight` give, of a table that is read once and has one gradient from the start."""
+        stored_VD, declaration = self.stored("table")
+        with jax.named_scope("embed"):
+            x_BTD, table_VD = _embed(stored_VD, tokens_BT, declaration, self.recipe)
+            return x_BTD, table_VD.T
 
     def weight(self) -> jax.Array:
         """The head's weight of a tied model: [D, V]."""
@@ -39,26 +48,31 @@ class Embedding(Layer):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _embed(stored_VD: jax.Array, tokens_BT: jax.Array, declaration: Declaration, recipe: Recipe) -> jax.Array:
+def _embed(
+    stored_VD: jax.Array, tokens_BT: jax.Array, declaration: Declaration, recipe: Recipe
+) -> tuple[jax.Array, jax.Array]:
+    """Rows of the table, and the table as it was gathered."""
     with jax.named_scope("gather_weight"):
         table_VD = gather(stored_VD, declaration, recipe)
-    return _look_up(table_VD, tokens_BT, recipe)
+    return _look_up(table_VD, tokens_BT, recipe), table_VD
 
 
 def _forward(
     stored_VD: jax.Array, tokens_BT: jax.Array, declaration: Declaration, recipe: Recipe
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     return _embed(stored_VD, tokens_BT, declaration, recipe), (stored_VD, tokens_BT)
 
 
 def _backward(
-    declaration: Declaration, recipe: Recipe, saved: tuple[jax.Array, jax.Array], dx_BTD: jax.Array
+    declaration: Declaration,
+    recipe: Recipe,
+    saved: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, None]:
     """The whole table's gradient in float32, and nothing else as large: `Layer.use` would ask for a rounded copy."""
     stored_VD, tokens_BT = saved  # of the table only the type is read
-    wide_VD = gather(stored_VD, declaration, recipe).astype(jnp.float32)
-    _, transpose = jax.vjp(lambda table_VD: _look_up(table_VD, tokens_BT, recipe), wide_VD)
-    (dtable_VD,) = transpose(dx_BTD)
+    dx_BTD, dtable_VD = cotangents
+    dtable_VD = _add_rows(dtable_VD.astype(jnp.float32), tokens_BT, dx_BTD, recipe)
     with jax.named_scope("gather_weight"):
         spec = jax.typeof(stored_VD).sharding.spec
         return scatter(dtable_VD, declaration, recipe, spec).astype(stored_VD.dtype), None
@@ -98,6 +112,32 @@ def _look_up_share(
     return jax.lax.psum(found_BTD, summed) if summed else found_BTD
 
 
+def _add_rows(table_VD: jax.Array, tokens_BT: jax.Array, dx_BTD: jax.Array, recipe: Recipe) -> jax.Array:
+    """The transpose of `_look_up`: dx added to rows of a table's gradient, of which each device has partial sums."""
+    table, residual = jax.typeof(table_VD).sharding.spec, jax.typeof(dx_BTD).sharding.spec
+    rules, vocab_axes = recipe.rules, table.partitions[0] or ()
+    vocab_axes = vocab_axes if isinstance(vocab_axes, tuple) else (vocab_axes,)
+    rows = rules.activation("batch", "sequence") if vocab_axes else PartitionSpec(*residual.partitions[:2])
+    scattered = rules.tensor if vocab_axes and rules.sequence_parallel else frozenset()
+    share = functools.partial(_add_rows_share, axes=vocab_axes, scattered=tuple(scattered))
+    # partial sums are added to partial sums, device by device: the types of a checked shard_map have no word for that
+    on_device = jax.shard_map(share, in_specs=(table, rows, residual), out_specs=table, check_vma=False)
+    return on_device(table_VD, jax.reshard(tokens_BT, rows), dx_BTD)
+
+
+def _add_rows_share(
+    table_VD: jax.Array, tokens_BT: jax.Array, dx_BTD: jax.Array, axes: tuple[str, ...], scattered: tuple[str, ...]
+) -> jax.Array:
+    """As `_add_rows`, to this device's share of the vocabulary."""
+    if scattered:
+        dx_BTD = jax.lax.all_gather(dx_BTD, scattered, axis=1, tiled=True)
+    # numbers below 0 would count from the end; those behind it are dropped
+    num = table_VD.shape[0]
+    local_BT = tokens_BT - (jax.lax.axis_index(axes) * num if axes else 0)
+    local_BT = jnp.where(local_BT < 0, num, local_BT)
+    return table_VD.at[local_BT].add(dx_BTD.astype(table_VD.dtype), mode="drop")
+
+
 class Positions(Layer):
     """A row of the table a position (Radford et al. 2019, GPT-2)."""
 
@@ -109,7 +149,7 @@ class Positions(Layer):
         stored_PD, declaration = self.stored("table")
         with jax.named_scope("positions"):
             rows_BT = jax.reshard(positions_BT, self.recipe.rules.activation("batch", "residual"))
-            return _embed(stored_PD, rows_BT, declaration, self.recipe)
+            return _embed(stored_PD, rows_BT, declaration, self.recipe)[0]
 
 
 class Head(Layer):

@@ -133,7 +133,15 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """int[B, T] each -> [B, T, D]: what the first block reads."""
-        config, x_BTD = self.config, self.embedding(tokens_BT)
+        return self._placed(self.embedding(tokens_BT), positions_BT)
+
+    def embed_with_weight(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `embed` and `head_weight` give in a tied model, of a table that is read once."""
+        x_BTD, weight_DV = self.embedding.with_weight(tokens_BT)
+        return self._placed(x_BTD, positions_BT), weight_DV
+
+    def _placed(self, x_BTD: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        config = self.config
         if config.embedding_scale != 1:
             x_BTD = x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
         if config.learned_positions:

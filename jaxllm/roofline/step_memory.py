@@ -241,7 +241,7 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
     tables = 1 if tied else 2
     sums = (step.n + tables * v) // step.gradient_shares * reduction if train.accumulate > 1 else 0
     cast = (0.0, _END) if train.accumulate > 1 else (1.0, 4.9)  # before the loop over micro-batches
-    head_end = 5.9 if tied else 3.0
+    joined = tied and pipe == 1  # the embedding's tokens are added to the head's gradient
     ends = [
         _Array("gradients", 0.0, _END, sums),
         _Array("communication", 0.1, 0.9, v * width if gathered or copies else 0),
@@ -250,12 +250,14 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
         _Array("activations", 1.1, 4.9, stash),
         _Array("activations", 1.9, 4.9, last + step.x),
         _Array("communication", 2.0, 2.9, v * width if gathered or copies else 0),
-        _Array("gradients", 2.1, head_end, v * BYTES["float32"]),
+        _Array("gradients", 2.1, 5.9 if tied and not joined else 3.0, v * BYTES["float32"]),
         _Array("logits", 2.2, 2.9, logits),
         _Array("activations", 2.1, 4.0, step.x),
         _Array("activations", 2.2, 2.9, step.x),
     ]
-    if not tied:
+    if joined:
+        ends += [_Array("gradients", 3.0, 5.1, v * width), _Array("gradients", 5.0, 5.1, v * width)]
+    elif not tied:
         ends += [
             _Array("gradients", 3.0, 3.1, v * width),
             _Array("gradients", 3.1, 3.2, v * width),
@@ -264,9 +266,12 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
         ]
     pieces = [_Array("gradients", 4.0, _END, -(-gradients // 4)) for _ in range(4)]
     block = [_Array(component, 4.1, 4.9, size) for component, size in _block(step).items()]
+    rows = step.t * step.model.d_model * BYTES["float32"]
     embedding = [
-        _Array("gradients", 5.0, 5.5, v * BYTES["float32"]),
-        _Array("communication", 5.5, 5.9, v * reduction if step.whole or tied else 0),
+        _Array("activations", 5.0, 5.4, rows),
+        _Array("activations", 5.1, 5.4, rows),
+        _Array("gradients", 5.1, 5.5, v * BYTES["float32"]),
+        _Array("communication", 5.5, 5.9, v * reduction if step.whole or (tied and not joined) else 0),
         _Array("gradients", 5.9, _END, v // step.gradient_shares * reduction),
     ]
     return [*ends, *pieces, *block, *embedding]
@@ -324,7 +329,8 @@ def _block(step: _Step) -> dict[str, int]:
         wide = 4 if step.train.remat in ("block", "offload") else 2
         own = width * (wide * units + heads * padded) + statistics
         mask = 0 if step.tpu else step.rows * (t // step.rows) ** 2 * _MASK_BYTES
-        worked = max(worked, t * own + 3 * step.stream + mask)
+        gathered_stream = 3 * step.x if step.stream < step.x else 0
+        worked = max(worked, t * own + 3 * step.stream + gathered_stream + mask)
         one = model.d_model * units
         weights = width * (3 * one + 2 * model.d_model * attention.num_heads * head_dim // tensor)
         gathered = max(gathered, weights * (step.fsdp > 1) + one * step.reduction)

@@ -88,9 +88,12 @@ def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -
     """
     model = merge(decoder, params)
     batch = balance(batch, decoder.recipe.rules)
-    x_BTD = model.embed(batch["tokens"], batch["positions"])
+    if decoder.config.tie_embeddings:
+        x_BTD, weight_DV = model.embed_with_weight(batch["tokens"], batch["positions"])
+    else:
+        x_BTD, weight_DV = model.embed(batch["tokens"], batch["positions"]), None
     x_BTD, loads = model.blocks(x_BTD, batch["positions"], batch["segments"])
-    total, rows = next_token_loss(decoder, params, x_BTD, batch, config)
+    total, rows = next_token_loss(decoder, params, x_BTD, batch, config, weight_DV)
     if not loads:
         return total, rows
     with jax.named_scope("balance"):
@@ -100,19 +103,32 @@ def pretrain(decoder: Decoder, params: Tree, batch: Batch, config: LossConfig) -
 
 
 def next_token_loss(
-    decoder: Decoder, params: Tree, x_BTD: jax.Array, batch: Batch, config: LossConfig
+    decoder: Decoder,
+    params: Tree,
+    x_BTD: jax.Array,
+    batch: Batch,
+    config: LossConfig,
+    weight_DV: jax.Array | None = None,
 ) -> tuple[jax.Array, Rows]:
-    """`pretrain` from the last block's output on; of the parameters it needs the last norm's and the head's."""
-    if not decoder.config.tie_embeddings:
+    """`pretrain` from the last block's output on; of the parameters it needs the last norm's and the head's.
+
+    Args:
+        decoder, params, batch, config: as in `pretrain`.
+        x_BTD: the last block's output.
+        weight_DV: a tied head's, where it has been read with the embedding.
+    """
+    if weight_DV is not None:
+        x_BTD, weight_DV = _head_first(x_BTD, weight_DV)
+    elif not decoder.config.tie_embeddings:
         head = params["head"]
         x_BTD, kernel_DV = _head_first(x_BTD, head["kernel"])
         params = {**params, "head": {**head, "kernel": kernel_DV}}
     model = merge(decoder, params)
     with jax.named_scope("loss"):
+        weight_DV = model.head_weight() if weight_DV is None else weight_DV
+        targets_BT, weights_BT = batch["targets"], batch["weights"]
         cap = decoder.config.final_soft_cap
-        return cross_entropy(
-            model.final(x_BTD), model.head_weight(), batch["targets"], batch["weights"], config, decoder.recipe, cap
-        )
+        return cross_entropy(model.final(x_BTD), weight_DV, targets_BT, weights_BT, config, decoder.recipe, cap)
 
 
 @jax.custom_vjp
@@ -120,7 +136,7 @@ def _head_first(x_BTD: jax.Array, kernel_DV: jax.Array) -> tuple[jax.Array, jax.
     """What is given; in the backward pass, the head's gradient goes to its shares before the blocks begin.
 
     Else the compiler may leave it for the end of the step, and keep D V values whole until then. A tied head's gradient
-    is one sum with the embedding's, which comes last.
+    waits for the embedding's, which comes last; it waits in the compute dtype.
     """
     return x_BTD, kernel_DV
 

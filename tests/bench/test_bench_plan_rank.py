@@ -5,7 +5,7 @@ import pytest
 from jaxllm.bench import plan_rank
 from jaxllm.plan.compile import DoesNotFit, Machine
 from jaxllm.plan.program_time import Spent
-from jaxllm.plan.schedule import Scheduled
+from jaxllm.plan.schedule import Scheduled, memory_bytes
 
 
 def test_spearmans_correlation():
@@ -51,3 +51,16 @@ def test_the_table(programs):
 def test_a_model_that_is_not_there():
     with pytest.raises(ValueError, match=r"'gpt5' is not compared; use one of llama3\.2-1b, qwen3-4b"):
         plan_rank.measure(["gpt5"])
+
+
+def test_what_a_called_computation_is_given_is_not_counted_again():
+    assignment = """BufferAssignment:
+allocation 0: size 4, color 8, page 0, thread-local:
+ value: <3 call-start.1{2} @8> (size=4,offset=0): u32[]
+allocation 5: size 777912320, page 0, thread-local:
+allocation 6: size 224133120, page 0, parameter 36, shape |f32[36,9728,160]| at ShapeIndex {}, maybe-live-out:
+allocation 7: size 512, page 0, constant:
+allocation 686: size 6737821696, page 0, preallocated-temp:
+allocation 687: size 50225152, color 1, page 0, preallocated-temp:
+"""
+    assert memory_bytes(assignment) == 224133120 + 512 + 6737821696

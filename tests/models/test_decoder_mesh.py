@@ -40,12 +40,12 @@ def test_loss_and_gradients_are_those_of_one_device(name, one):
 
 @pytest.fixture(scope="module")
 def guarded():
-    """Likewise, with norms of queries and keys and with soft caps."""
+    """Likewise, with norms of queries and keys, with soft caps, and with one table for embedding and head."""
     return tiny.loss_and_gradients(tiny.experiment(tiny.GUARDED), tiny.make_batch())
 
 
 @pytest.mark.parametrize("name", ["data 2 x fsdp 2 x tensor 2", "fsdp 2 x context 2 x tensor 2, sequence parallel"])
-def test_norms_of_queries_and_keys_and_soft_caps_are_those_of_one_device(name, guarded):
+def test_norms_soft_caps_and_a_tied_head_are_those_of_one_device(name, guarded):
     loss, gradients = tiny.loss_and_gradients(tiny.experiment(tiny.GUARDED, MESHES[name]), tiny.make_batch())
     assert loss == pytest.approx(guarded[0], rel=1e-6)
     tiny.assert_close(gradients, guarded[1], 1e-5)
