@@ -8,7 +8,8 @@ A step is a short program of large arrays, each of which comes and goes:
     loss            the head, gathered; logits of a chunk; the head's gradient, whole, in float32
     head's sum      the head's gradient in the compute dtype, and what is scattered
     backward        the blocks' gradients, in their shares; what one block works on (`_Block`)
-    embedding       its gradient, whole, in float32, and what comes of summing it
+    embedding       its gradient, whole, in float32, and what comes of summing it; of a tied model the head's, to which
+                    tokens are added: kept in the compute dtype until then
     update          in place: the state is donated
 
 With micro-batches (M > 1) all of it is in a loop, beside the sums of all gradients.
@@ -241,23 +242,24 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
     tables = 1 if tied else 2
     sums = (step.n + tables * v) // step.gradient_shares * reduction if train.accumulate > 1 else 0
     cast = (0.0, _END) if train.accumulate > 1 else (1.0, 4.9)  # before the loop over micro-batches
+    num_casts = 3 if pipe > 1 and gathered else 1  # a pipeline fills, runs and drains: of shares each loop has its own
     joined = tied and pipe == 1  # the embedding's tokens are added to the head's gradient
     ends = [
         _Array("gradients", 0.0, _END, sums),
         _Array("communication", 0.1, 0.9, v * width if gathered or copies else 0),
-        _Array("parameters", *cast, step.n // step.fsdp * width if copies else _turned(step)),
+        _Array("parameters", *cast, num_casts * (step.n // step.fsdp) * width if copies else _turned(step)),
         _Array("activations", 1.1, 4.9, kept),
         _Array("activations", 1.1, 4.9, stash),
         _Array("activations", 1.9, 4.9, last + step.x),
         _Array("communication", 2.0, 2.9, v * width if gathered or copies else 0),
-        _Array("gradients", 2.1, 5.9 if tied and not joined else 3.0, v * BYTES["float32"]),
+        _Array("gradients", 2.1, 3.0, v * BYTES["float32"]),
         _Array("logits", 2.2, 2.9, logits),
         _Array("activations", 2.1, 4.0, step.x),
         _Array("activations", 2.2, 2.9, step.x),
     ]
     if joined:
         ends += [_Array("gradients", 3.0, 5.1, v * width), _Array("gradients", 5.0, 5.1, v * width)]
-    elif not tied:
+    else:
         ends += [
             _Array("gradients", 3.0, 3.1, v * width),
             _Array("gradients", 3.1, 3.2, v * width),
@@ -271,7 +273,7 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
         _Array("activations", 5.0, 5.4, rows),
         _Array("activations", 5.1, 5.4, rows),
         _Array("gradients", 5.1, 5.5, v * BYTES["float32"]),
-        _Array("communication", 5.5, 5.9, v * reduction if step.whole or (tied and not joined) else 0),
+        _Array("communication", 5.5, 5.9, v * reduction if step.whole else 0),
         _Array("gradients", 5.9, _END, v // step.gradient_shares * reduction),
     ]
     return [*ends, *pieces, *block, *embedding]
