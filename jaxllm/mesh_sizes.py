@@ -21,6 +21,26 @@ EXPERTS = "expert"
 """The mesh axis that experts lie over."""
 
 
+_ROOM = 1.25
+"""Rows of a round of an exchange over those that there would be if all experts were chosen alike."""
+
+_TILE, _SMALL_TILE = 128, 8
+"""A round's rows for one device are a multiple of the first, or where there are fewer of the second: the TPU compiler's
+grouped product is of rows in whole tiles, and of others computes every expert's."""
+
+
+def round_rows(num_rows: int, num_devices: int) -> int:
+    """Rows that a device sends each of the devices of the expert axis at a time (see layers/exchange).
+
+    Args:
+        num_rows: that a device has for experts: its tokens times the experts of each.
+        num_devices: that the experts lie over.
+    """
+    even = -(-num_rows // num_devices)
+    tile = _TILE if even >= _TILE else _SMALL_TILE
+    return min(num_rows, -(-int(_ROOM * even) // tile) * tile)
+
+
 def resolve(config: MeshConfig, num_devices: int) -> dict[str, int]:
     """Sizes of all axes for a number of devices, -1 worked out.
 

@@ -15,6 +15,10 @@ TREE = {
 }
 
 
+EXPERTS = {"model.mlp.experts.num_experts": 12, "model.mlp.experts.experts_per_token": 3}
+"""Overrides that make the model one of experts."""
+
+
 def experiment(**overrides):
     """The experiment; `data__phases__0__batch_size=8` sets data.phases.0.batch_size."""
     return jaxllm.load_experiment(TREE, {name.replace("__", "."): value for name, value in overrides.items()})

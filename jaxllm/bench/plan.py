@@ -17,9 +17,10 @@ from typing import Any
 from jaxllm.bench.published import ROWS, UNUSABLE, Row
 from jaxllm.config import AXES, AdamW, MeshConfig, PrecisionConfig, TrainConfig
 from jaxllm.plan import efficiency, predict
+from jaxllm.plan.computed import Work
 from jaxllm.plan.efficiency import CALIBRATION, Calibration
 from jaxllm.plan.placement import Placement, place
-from jaxllm.plan.predict import StepTime, Work
+from jaxllm.plan.predict import StepTime
 from jaxllm.plan.target import parse
 from jaxllm.roofline.communication import Transfer, transfers
 from jaxllm.roofline.conventions import Convention, flops_per_token
@@ -86,6 +87,7 @@ def _step(row: Row) -> _Step:
         stages=1,
         tensor=sizes["tensor"],
         context=1,
+        experts=1,
         stream_shares=sizes["tensor"] if row.sequence_parallel else 1,
         again=row.again,
         backward=2.5 if row.fused else 3.5,

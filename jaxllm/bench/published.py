@@ -13,7 +13,7 @@ from typing import Literal
 
 from jaxllm.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxllm.config.train import Float
-from jaxllm.plan.predict import Again
+from jaxllm.plan.computed import Again
 
 NOTHING = Again()
 FULL = Again(query_key_value=1, output=1, gate_up=1, attention=1)

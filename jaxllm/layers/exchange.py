@@ -18,13 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.layers.dispatch import Order, Weights, gather_sum, run_experts, sort
-
-_ROOM = 1.25
-"""C over its value for even loads."""
-
-_TILE, _SMALL_TILE = 128, 8
-"""C is a multiple of the first, or where there are fewer rows of the second: the TPU compiler's grouped product is of
-rows in whole tiles, and of others computes every expert's."""
+from jaxllm.mesh_sizes import round_rows
 
 
 class _Plan(NamedTuple):
@@ -122,9 +116,7 @@ exchange.defvjp(_forward, _backward)
 def _plan(experts_NK: jax.Array, weights: Weights, axis: str) -> tuple[_Plan, jax.Array]:
     """The plan, and the numbers 0..C-1 of the rows that a pair of devices exchanges in a round."""
     num_devices, num_own = jax.lax.axis_size(axis), weights.up.shape[0]
-    even = -(-experts_NK.size // num_devices)
-    tile = _TILE if even >= _TILE else _SMALL_TILE
-    lanes = jnp.arange(min(experts_NK.size, -(-int(_ROOM * even) // tile) * tile))
+    lanes = jnp.arange(round_rows(experts_NK.size, num_devices))
     order = sort(experts_NK.reshape(-1), num_devices * num_own)
     size_c = jnp.sum(order.sizes_E.reshape(num_devices, num_own), axis=1)
     most = jax.lax.pmax(jnp.max(size_c), axis)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from jaxllm.config import Experiment, PhaseConfig
 from jaxllm.plan.candidates import Candidate
+from jaxllm.plan.computed import Work
 from jaxllm.plan.placement import Placement
-from jaxllm.plan.predict import StepTime, Work
+from jaxllm.plan.predict import StepTime
 from jaxllm.plan.prices import Price
 from jaxllm.plan.target import Target
 from jaxllm.roofline.conventions import Convention, flops_per_token

@@ -84,15 +84,15 @@ def meshes(experiment: Experiment, phase: PhaseConfig, target: Target) -> list[M
     model, found, crossing = experiment.model, [], MeshConfig(slices=target.num_slices)
 
     @functools.cache
-    def splits(tensor: int, pipe: int, fsdp: int) -> bool:
+    def splits(**sizes: int) -> bool:
         try:
-            mesh_sizes.check_model(model, dict.fromkeys(AXES, 1) | {"tensor": tensor, "pipe": pipe, "fsdp": fsdp})
+            mesh_sizes.check_model(model, dict.fromkeys(AXES, 1) | sizes)
         except ValueError:
             return False
         return True
 
     for sizes in _sizes(model, phase, target.num_devices):
-        if not splits(sizes["tensor"], sizes["pipe"], sizes["fsdp"]):
+        if not splits(**{axis: sizes[axis] for axis in ("pipe", "fsdp", "expert", "tensor")}):
             continue
         try:
             slices = mesh_sizes.slice_sizes(crossing, sizes)
@@ -108,16 +108,21 @@ def meshes(experiment: Experiment, phase: PhaseConfig, target: Target) -> list[M
 
 
 def _sizes(model: ModelConfig, phase: PhaseConfig, num_devices: int) -> Iterator[dict[str, int]]:
-    """Sizes of all axes that multiply to the devices, but for those that the batch's rows or the heads rule out."""
+    """Sizes of all axes that multiply to the devices, but for those that the batch's rows or the heads rule out.
+
+    Without experts the expert axis is more of fsdp, and left at 1.
+    """
     heads = math.gcd(*(block.attention.kv_heads for block in model.blocks))
+    experts = math.gcd(*(block.mlp.experts.num_experts for block in model.blocks if block.mlp.experts))
     for tensor in (one for one in divisors(num_devices) if heads % one == 0):
         for pipe in (one for one in divisors(num_devices // tensor) if model.num_repeats % one == 0):
             rest = num_devices // tensor // pipe
             for rows in (one for one in divisors(rest) if phase.batch_size % one == 0):
                 for data in divisors(rows):
-                    sizes = dict.fromkeys(AXES, 1)
-                    sizes |= {"pipe": pipe, "data": data, "fsdp": rows // data}
-                    yield sizes | {"context": rest // rows, "tensor": tensor}
+                    for expert in divisors(math.gcd(experts, rows // data)) if experts else (1,):
+                        sizes = dict.fromkeys(AXES, 1)
+                        sizes |= {"pipe": pipe, "data": data, "fsdp": rows // data // expert, "expert": expert}
+                        yield sizes | {"context": rest // rows, "tensor": tensor}
 
 
 def micro_batches(mesh: Mesh, phase: PhaseConfig) -> list[int]:
@@ -129,12 +134,10 @@ def refuse(experiment: Experiment) -> None:
     """Refuse what cannot be planned.
 
     Raises:
-        ValueError: adapters, experts, or a vocabulary of unknown size.
+        ValueError: adapters, or a vocabulary of unknown size.
     """
     if experiment.tune.lora is not None:
         raise ValueError("tune.lora: a plan is of training all parameters; leave the section out")
-    if any(block.mlp.experts for block in experiment.model.blocks):
-        raise ValueError("model.mlp.experts: a plan does not count experts and their all-to-alls; plan a dense model")
     if experiment.model.vocab_size == 0:
         raise ValueError(
             "model.vocab_size = 0: the plan reads no tokenizer; give a number, as in --model.vocab_size 32000"

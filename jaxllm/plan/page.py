@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from jaxllm.plan.answer import Option, Plan
-from jaxllm.plan.predict import operations
+from jaxllm.plan.computed import operations
 from jaxllm.plan.report import asked_for, count, parts, seconds
 
 _NUM_OPTIONS = 12

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxllm.config import AXES
 from jaxllm.plan.target import Target
-from jaxllm.roofline.collectives import HOP_SECONDS, tree_all_gather_seconds
+from jaxllm.roofline.collectives import HOP_SECONDS, tree_all_gather_seconds, tree_all_to_all_seconds
 from jaxllm.roofline.communication import Transfer
 from jaxllm.roofline.topology import Level, TorusAxis, spanned
 
@@ -182,11 +182,15 @@ def _preferred(dims: Sequence[int], taken: Sequence[int]):
 
 @dataclasses.dataclass(frozen=True)
 class _Route:
-    """What some axes of a mesh have of a torus: bytes a second of a gather and of one step, and seconds of latency."""
+    """What some axes of a mesh have of a torus: bytes a second of a gather and of one step, and seconds of latency.
+
+    `spread` are seconds that an all-to-all takes for a byte of each device: its longest dim binds (the book, F18, F19).
+    """
 
     gather: float
     step: float
     latency: float
+    spread: float
 
 
 def _route(target: Target, pieces: Sequence[Piece]) -> _Route:
@@ -194,13 +198,14 @@ def _route(target: Target, pieces: Sequence[Piece]) -> _Route:
     chip = target.chip
     assert chip.ici_bytes_per_second is not None
     link = chip.ici_bytes_per_second / chip.devices_per_chip
-    width = hops = 0.0
+    width = hops = spread = 0.0
     for piece in pieces:
         axis = piece.axis
         ends = 1 if axis.wraps else axis.size / (axis.size - 1)
         width += axis.bandwidth(link) / piece.sharing * ends
         hops += axis.hops * piece.sharing
-    return _Route(width, link / min(piece.sharing for piece in pieces), HOP_SECONDS * hops)
+        spread = max(spread, axis.size / axis.bandwidth(link) * piece.sharing / 4)
+    return _Route(width, link / min(piece.sharing for piece in pieces), HOP_SECONDS * hops, spread)
 
 
 def _torus_seconds(placement: Placement, one: Transfer) -> float:
@@ -213,6 +218,8 @@ def _torus_seconds(placement: Placement, one: Transfer) -> float:
         return 0.0
     if one.kind == "collective-permute":
         return max(HOP_SECONDS, one.size / route.step)
+    if one.kind == "all-to-all":
+        return max(route.latency, one.size * route.spread)
     return (2 if one.kind == "all-reduce" else 1) * max(route.latency, one.size / route.gather)
 
 
@@ -226,6 +233,10 @@ def _tree_seconds(placement: Placement, one: Transfer) -> float:
                 (level.bytes_per_second / level.below for level in reached if level.degree > 1), default=math.inf
             )
             total += size / slowest
+            continue
+        if one.kind == "all-to-all":
+            devices = placement.sizes[axis]
+            total += tree_all_to_all_seconds(size * devices * inner, reached, inner=inner)
             continue
         # what the devices inside gather at the same time shares the links, whether it is the same or not
         ways = 2 if one.kind == "all-reduce" else 1

@@ -17,8 +17,9 @@ from jaxllm.config import Experiment, MeshConfig, PhaseConfig
 from jaxllm.plan import efficiency as efficiencies
 from jaxllm.plan.answer import USABLE, Misfit, Option, Plan
 from jaxllm.plan.candidates import REMATS, Candidate, Mesh, Remat, configured, meshes, micro_batches, refuse
+from jaxllm.plan.computed import AGAIN, Work
 from jaxllm.plan.placement import Placement, place
-from jaxllm.plan.predict import AGAIN, SUMS, Work, step_time
+from jaxllm.plan.predict import SUMS, step_time
 from jaxllm.plan.prices import PRICES, Price
 from jaxllm.plan.target import Target, parse
 from jaxllm.roofline.ceilings import load as load_ceilings
@@ -213,7 +214,7 @@ class _Search:
         sizes, accumulate = candidate.mesh.sizes, candidate.accumulate
         stages, again = sizes["pipe"], AGAIN[candidate.remat]
         num_tokens, parallel = self._num_tokens(candidate), candidate.mesh.sequence_parallel
-        state = self._state(sizes["pipe"], sizes["tensor"], sizes["fsdp"])
+        state = self._state(sizes["pipe"], sizes["tensor"], sizes["fsdp"] * sizes["expert"])
         kept = self._activations(stages, num_tokens, candidate.remat, sizes["tensor"], parallel)
         return Work(
             model=self.model,
@@ -224,6 +225,7 @@ class _Search:
             stages=stages,
             tensor=sizes["tensor"],
             context=sizes["context"],
+            experts=sizes["expert"],
             stream_shares=sizes["tensor"] if parallel else 1,
             # to differentiate a stage, its forward pass is computed once more
             again=again.plus(1) if stages > 1 else again,
@@ -277,7 +279,7 @@ class _Search:
 
     def _fits(self, candidate: Candidate) -> bool:
         sizes = candidate.mesh.sizes
-        state = self._state(sizes["pipe"], sizes["tensor"], sizes["fsdp"])
+        state = self._state(sizes["pipe"], sizes["tensor"], sizes["fsdp"] * sizes["expert"])
         if state.parameters + state.optimizer > self.limit:
             return False
         return sum(self.memory(candidate).values()) <= self.limit

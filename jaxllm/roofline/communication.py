@@ -16,6 +16,9 @@ over data and context: one all-reduce of each gradient, as large as a device's s
 gradients over all axes that tokens lie over.
 over tensor, each block and tick: two sums of x forward, two backward, and one more where the backward pass computes
 attention again; with sequence parallelism each is an all-gather and a reduce-scatter, see `_tensor`.
+over expert, each mixture and tick: rows of tokens to their experts and back, R D w each way, R the rows of one round
+(`mesh_sizes.round_rows`, a quarter more than there would be if all experts were chosen alike): twice forward, and
+backward rows, gradients of results, and gradients of rows. An expert's weights are gathered over fsdp only.
 over context: keys and values around the ring, c - 1 times forward and backward, their gradients in float32 c times.
 over pipe: x to the neighbour every tick, forward and backward, and what the stages share of the vocabulary.
 
@@ -31,6 +34,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxllm.config import MeshConfig, ModelConfig, TrainConfig
+from jaxllm.mesh_sizes import round_rows
+from jaxllm.roofline.counts import mlp_parameters
 from jaxllm.roofline.memory import BYTES
 from jaxllm.roofline.transformer import block_parameters, vocabulary
 
@@ -43,10 +48,10 @@ class Transfer:
     """Equal collectives of a step.
 
     Attributes:
-        kind: `all-gather`, `reduce-scatter`, `all-reduce` or `collective-permute`.
+        kind: `all-gather`, `reduce-scatter`, `all-reduce`, `collective-permute` or `all-to-all`.
         axes: mesh axes whose devices take part, in the mesh's order.
-        size: bytes of one on a device: of an all-gather what it gives, of a reduction what it takes, of a permute what
-            it sends.
+        size: bytes of one on a device: of an all-gather what it gives, of a reduction what it takes, of a permute and
+            of an all-to-all what it sends.
         count: how often a step does it.
         what: which arrays.
     """
@@ -60,9 +65,14 @@ class Transfer:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """A model in the few numbers that are needed here: values of all blocks together."""
+    """A model in the few numbers that are needed here: values of all blocks together.
+
+    `matrices` are all but the `experts`; `choices` are how many of these a token goes through, mixture by mixture.
+    """
 
     matrices: int
+    experts: int
+    choices: tuple[int, ...]
     norms: int
     keys: int
     vocabulary: int
@@ -73,8 +83,12 @@ class _Sizes:
 @functools.cache
 def _sizes(model: ModelConfig) -> _Sizes:
     counts = [block_parameters(model, block) for block in model.blocks]
+    mixtures = [block.mlp for block in model.blocks if block.mlp.experts]
+    experts = sum(mlp.experts.num_experts * mlp_parameters(model.d_model, mlp.d_ff) for mlp in mixtures if mlp.experts)
     return _Sizes(
-        matrices=sum(count.attention + count.mlp for count in counts),
+        matrices=sum(count.attention + count.mlp for count in counts) - experts,
+        experts=experts,
+        choices=tuple(mlp.experts.experts_per_token for mlp in mixtures if mlp.experts),
         norms=sum(count.norm for count in counts) + model.d_model,
         keys=sum(2 * block.attention.kv_heads * model.head_dim(block.attention) for block in model.blocks),
         vocabulary=vocabulary(model) * model.d_model,
@@ -133,7 +147,7 @@ def transfers(
     pieces = train.accumulate * sizes["data"] * sizes["fsdp"] * sizes["expert"]
     num_tokens = -(-batch_size // pieces) * -(-sequence_length // sizes["context"])
     step = _Step(model=model, train=train, mesh=mesh, sizes=sizes, num_tokens=num_tokens)
-    parts = (_weights(step), _gradients(step), _tensor(step), _context(step), _pipe(step))
+    parts = (_weights(step), _gradients(step), _tensor(step), _experts(step), _context(step), _pipe(step))
     return tuple(one for part in parts for one in part if one.size and one.count and one.axes)
 
 
@@ -149,6 +163,7 @@ def _weights(step: _Step) -> Iterator[Transfer]:
     """Weights gathered, and gradients left in shares, over fsdp."""
     model, sizes, precision, axes = _sizes(step.model), step.sizes, step.train.precision, step.live("fsdp", "expert")
     blocks = model.matrices // sizes["tensor"] // sizes["pipe"]
+    experts, over = model.experts // sizes["tensor"] // sizes["expert"], step.live("fsdp")
     table = model.vocabulary // sizes["tensor"] // sizes["pipe"]
     ticks, micro = step.ticks, step.train.accumulate
     compute, reduction = BYTES[precision.compute], BYTES[precision.reduction]
@@ -156,19 +171,23 @@ def _weights(step: _Step) -> Iterator[Transfer]:
         # a stage computes its forward pass once more, to differentiate it
         passes = 2 if sizes["pipe"] == 1 else 3
         yield Transfer(kind="all-gather", axes=axes, size=blocks * compute, count=passes * ticks, what="weights")
+        yield Transfer(kind="all-gather", axes=over, size=experts * compute, count=passes * ticks, what="weights")
         yield Transfer(kind="all-gather", axes=axes, size=table * compute, count=ticks, what="embedding")
         if model.num_tables == 2:
             yield Transfer(kind="all-gather", axes=axes, size=table * compute, count=micro, what="head")
     else:
         updated = (blocks + model.num_tables * table) * BYTES[precision.parameters]
         yield Transfer(kind="all-gather", axes=axes, size=updated, count=1, what="updated parameters")
+        updated = experts * BYTES[precision.parameters]
+        yield Transfer(kind="all-gather", axes=over, size=updated, count=1, what="updated parameters")
     times = (1, 1) if step.mesh.zero == 1 else (ticks, micro)
-    parts = [(blocks, times[0], "weights"), (table, times[0], "embedding")]
+    parts = [(axes, blocks, times[0], "weights"), (over, experts, times[0], "weights")]
+    parts.append((axes, table, times[0], "embedding"))
     if model.num_tables == 2:  # a tied head's gradient is one sum with the embedding's
-        parts.append((table, times[1], "head"))
-    for size, count, what in parts:
+        parts.append((axes, table, times[1], "head"))
+    for among, size, count, what in parts:
         yield Transfer(
-            kind="reduce-scatter", axes=axes, size=size * reduction, count=count, what=f"gradients of {what}"
+            kind="reduce-scatter", axes=among, size=size * reduction, count=count, what=f"gradients of {what}"
         )
 
 
@@ -176,7 +195,7 @@ def _gradients(step: _Step) -> Iterator[Transfer]:
     """Gradients summed once a step: matrices over data and context, norms over whatever tokens lie over."""
     model, sizes, width = _sizes(step.model), step.sizes, BYTES[step.train.precision.reduction]
     shares = sizes["tensor"] * sizes["pipe"] * sizes["fsdp"] * sizes["expert"]
-    values = (model.matrices + model.num_tables * model.vocabulary) // shares
+    values = (model.matrices + model.experts + model.num_tables * model.vocabulary) // shares
     yield Transfer(
         kind="all-reduce", axes=step.live("data", "context"), size=values * width, count=1, what="gradients of weights"
     )
@@ -214,6 +233,15 @@ def _tensor(step: _Step) -> Iterator[Transfer]:
         yield Transfer(kind="all-gather", axes=axes, size=step.stream, count=2 * micro, what="embedding, logits")
         yield Transfer(kind="reduce-scatter", axes=axes, size=step.stream, count=micro, what="embedding")
         yield Transfer(kind="all-reduce", axes=ends, size=step.stream, count=micro, what="logits")
+
+
+def _experts(step: _Step) -> Iterator[Transfer]:
+    """Tokens to experts on other devices, and back."""
+    devices, model = step.sizes["expert"], step.model
+    width = model.d_model * BYTES[step.train.precision.compute]
+    for choices in _sizes(model).choices if devices > 1 else ():
+        size = devices * round_rows(step.num_tokens * choices, devices) * width
+        yield Transfer(kind="all-to-all", axes=("expert",), size=size, count=5 * step.ticks, what="tokens to experts")
 
 
 def _context(step: _Step) -> Iterator[Transfer]:

@@ -82,7 +82,7 @@ MAIN = (Convention.PALM, Convention.TORCHTITAN, Convention.CAUSAL, Convention.SC
 """Those that are printed without being asked for; between them lie nearly all others."""
 
 _MATRICES = "6 x matrix products only"
-_EVERY = "6 x all parameters"
+_EVERY = "6 x active parameters"
 _FORMULAS = {
     Convention.PALM: f"{_EVERY} + full-square attention",
     Convention.TORCHTITAN: "6 x all but an untied embedding + full-square attention",

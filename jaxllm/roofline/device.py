@@ -51,7 +51,7 @@ def memory_per_device(
     if tokens:
         width, tensor, pipe = BYTES[train.precision.compute], mesh.get("tensor", 1), mesh.get("pipe", 1)
         stage = msgspec.structs.replace(model, num_layers=model.num_layers // pipe)
-        kept = activation_bytes(stage, tokens, train.remat, width, tensor, sequence_parallel)
+        kept = activation_bytes(stage, tokens, train.remat, width, tensor, sequence_parallel, mesh.get("expert", 1))
         inputs = stage_inputs(pipe, train.accumulate, train.pipeline) * tokens * model.d_model * width
         memory |= {
             "activations": kept.total + inputs // (tensor if sequence_parallel else 1),

@@ -208,10 +208,11 @@ class _Values:
         return bytes_per_element * values + BYTES["float32"] * tokens * _share(self.statistics, tensor)
 
 
-def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
+def _kept(model: ModelConfig, block: BlockConfig, remat: str, exchanged: bool) -> _Values:
     """What a block keeps for its backward pass, as JAX differentiates `models.decoder.Block`."""
-    attention, head_dim = block.attention, model.head_dim(block.attention)
+    attention, head_dim, experts = block.attention, model.head_dim(block.attention), block.mlp.experts
     num_inner = 2 if block.mlp.gated else 1
+    named = experts.shared_d_ff if experts else block.mlp.d_ff
     match remat:
         case "none":
             # Two norms keep their input and their output. Attention's output is kept as the kernel and as the
@@ -220,17 +221,22 @@ def _kept(model: ModelConfig, block: BlockConfig, remat: str) -> _Values:
             heads = 3 * attention.num_heads + 2 * attention.kv_heads
             if attention.qk_norm != "none":
                 heads += attention.num_heads + attention.kv_heads
-            num_inputs = 4 if block.norm_placement == "both" else 2
+            num_inputs, whole, hidden = 4 if block.norm_placement == "both" else 2, 2 * model.d_model, 0
+            if experts and not exchanged:
+                # each token's rows, one a choice, and hidden units before and behind the gate's factor
+                whole += experts.experts_per_token * model.d_model
+                hidden = (num_inner + 2) * experts.experts_per_token * block.mlp.d_ff
             return _Values(
                 residual=num_inputs * model.d_model,
-                whole=2 * model.d_model,
-                split=heads * head_dim + (num_inner + 1) * block.mlp.active_d_ff,
+                whole=whole,
+                split=heads * head_dim + (num_inner + 1) * named + hidden,
                 statistics=attention.num_heads,
             )
         case "dots":
+            # products of experts have no names, and are computed again
             return _Values(
                 residual=2 * model.d_model,
-                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + num_inner * block.mlp.active_d_ff,
+                split=(attention.num_heads + 2 * attention.kv_heads) * head_dim + num_inner * named,
             )
         case "block":
             return _Values(residual=model.d_model)
@@ -257,6 +263,7 @@ def activation_bytes(
     bytes_per_element: int,
     tensor: int = 1,
     sequence_parallel: bool = False,
+    experts: int = 1,
 ) -> ActivationBytes:
     """What the blocks keep for the backward pass, by what is computed again (the book, chapter 4).
 
@@ -271,7 +278,7 @@ def activation_bytes(
 
     Beside them one block at a time works on 4 D + 2 (N + K) H + 5 F values a token: what its backward pass reads,
     taken from what was kept or computed again, and the gradients of gate and up. Without a gate it is F less of what is
-    kept, and 2 F less of what is worked on.
+    kept, and 2 F less of what is worked on. A token's k experts keep k (D + 4 F) with none, and nothing with dots.
 
     Assumed: a fused attention kernel that keeps no scores, the compute dtype for every value, and a compiler that
     fuses what lies between two products. Not counted: buffers of collectives, weights in the compute dtype, TPUs'
@@ -284,6 +291,7 @@ def activation_bytes(
         bytes_per_element: of the compute dtype.
         tensor: devices that heads and feed-forward units are split over.
         sequence_parallel: whether the residual stream is split over them too (Korthikanti et al. 2022).
+        experts: devices that experts lie over; over more than one, all that a mixture keeps is its input.
     """
 
     def size(values: _Values) -> int:
@@ -291,7 +299,7 @@ def activation_bytes(
 
     inputs = size(_Values(residual=model.d_model)) * model.num_layers
     return ActivationBytes(
-        kept=sum(num * size(_kept(model, block, remat)) for block, num in distinct(model)),
+        kept=sum(num * size(_kept(model, block, remat, experts > 1)) for block, num in distinct(model)),
         working=max(size(_working(model, block)) for block, _ in distinct(model)),
         host=inputs if remat == "offload" else 0,
     )

@@ -32,7 +32,8 @@ from typing import Literal
 
 import msgspec
 
-from jaxllm.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.config import BlockConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.mesh_sizes import round_rows
 from jaxllm.roofline.memory import (
     BYTES,
     activation_bytes,
@@ -202,7 +203,7 @@ def _step(
     tpu: bool,
     slice_sum: bool,
 ) -> _Step:
-    fsdp = sizes["fsdp"] * sizes["expert"]
+    fsdp = sizes["fsdp"] * sizes["expert"]  # experts lie over both too, each with other dims
     rows = -(-batch_size // (train.accumulate * sizes["data"] * fsdp))
     t = rows * -(-sequence_length // sizes["context"])
     split = sizes["tensor"] * sizes["pipe"]
@@ -231,7 +232,13 @@ def _arrays(step: _Step, mesh: MeshConfig) -> list[_Array]:
     gathered = step.fsdp > 1
     copies = step.tpu and train.precision.compute != train.precision.parameters
     kept = activation_bytes(
-        _stage(step.model, pipe), step.t, train.remat, width, step.sizes["tensor"], mesh.sequence_parallel
+        _stage(step.model, pipe),
+        step.t,
+        train.remat,
+        width,
+        step.sizes["tensor"],
+        mesh.sequence_parallel,
+        step.sizes["expert"],
     ).kept
     kept += _kept_padding(step) if step.tpu else 0
     stash = stage_inputs(pipe, train.accumulate, train.pipeline) * step.stream
@@ -317,13 +324,14 @@ def _block(step: _Step) -> dict[str, int]:
 
     Four arrays of the feed-forward layer's width (gate, up, what comes of them, a gradient), two where gate and up were
     kept; queries, keys, values and attention's result, with the kernel's padding, and its log-sum-exps, of which a TPU
-    kernel writes 128 copies; the stream before and behind attention and its gradient. Of weights, the three gathered
-    ones of the layer, queries' and output's, and the gradient of one, whole.
+    kernel writes 128 copies; the stream before and behind attention and its gradient, and whole where it is gathered.
+    Of weights, the three gathered ones of the layer, queries' and output's, and the gradient of one, whole.
     """
     model, tensor, width, t = step.model, step.sizes["tensor"], step.compute, step.t
     worked = gathered = 0
     for block, _ in distinct(model):
-        attention, units = block.attention, block.mlp.active_d_ff // tensor
+        attention, experts = block.attention, block.mlp.experts
+        units = (experts.shared_d_ff if experts else block.mlp.d_ff) // tensor
         head_dim = model.head_dim(attention)
         padded = -(-head_dim // _LANES) * _LANES if step.tpu else head_dim
         heads = 2 * (attention.num_heads + attention.kv_heads) // tensor
@@ -331,12 +339,32 @@ def _block(step: _Step) -> dict[str, int]:
         wide = 4 if step.train.remat in ("block", "offload") else 2
         own = width * (wide * units + heads * padded) + statistics
         mask = 0 if step.tpu else step.rows * (t // step.rows) ** 2 * _MASK_BYTES
-        gathered_stream = 3 * step.x if step.stream < step.x else 0
-        worked = max(worked, t * own + 3 * step.stream + gathered_stream + mask)
+        whole_stream = 3 * step.x if step.stream < step.x else 0
+        rows, matrices = _mixture(step, block) if experts else (0, 0)
+        worked = max(worked, t * own + 3 * step.stream + whole_stream + mask + rows)
         one = model.d_model * units
         weights = width * (3 * one + 2 * model.d_model * attention.num_heads * head_dim // tensor)
-        gathered = max(gathered, weights * (step.fsdp > 1) + one * step.reduction)
+        gathered = max(gathered, weights * (step.fsdp > 1) + one * step.reduction + matrices)
     return {"activations": worked, "communication": gathered}
+
+
+def _mixture(step: _Step, block: BlockConfig) -> tuple[int, int]:
+    """Of a mixture's backward pass: bytes of rows, and of experts' weights and gradients.
+
+    Of each row gate, up and a gradient of hidden units; the row, its gradient and its result's. Around an exchange
+    also results and gradients of all rows of the device's own tokens. Of three matrices the weights where they are
+    gathered, and the gradients: in float32 while the rounds of an exchange add to them, and one more of a round.
+    """
+    experts, devices, width = block.mlp.experts, step.sizes["expert"], step.compute
+    assert experts is not None
+    dim, units = step.model.d_model, block.mlp.d_ff // step.sizes["tensor"]
+    routed = step.t * experts.experts_per_token
+    rows = devices * round_rows(routed, devices) if devices > 1 else routed
+    one = experts.num_experts // devices * dim * units
+    gathered = 3 * width if step.sizes["fsdp"] > 1 else 0
+    summed = 3 * BYTES["float32"] + width if devices > 1 else 3 * width
+    values = rows * 3 * (units + dim) + (2 * routed * dim if devices > 1 else 0)
+    return width * values, one * (gathered + summed)
 
 
 @functools.lru_cache(maxsize=4096)

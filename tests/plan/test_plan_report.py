@@ -11,7 +11,7 @@ from planned import experiment
 import jaxllm
 from jaxllm import cli
 from jaxllm.plan import page, report
-from jaxllm.plan.predict import operations
+from jaxllm.plan.computed import operations
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "llama3_8b.toml")
 
@@ -28,7 +28,7 @@ def test_the_answer_of_a_small_model():
     best = found.options[0]
     assert text.startswith("small on 8 chips of H100 SXM: 49,152 tokens a step, 1 billion tokens in all")
     assert f"best        {best.candidate.mesh.describe()}" in text
-    assert f"{100 * found.mfu(best):.1f} % (palm: 6 x all parameters + full-square attention)" in text
+    assert f"{100 * found.mfu(best):.1f} % (palm: 6 x active parameters + full-square attention)" in text
     assert "$10.8 an hour and chip (How to Scale Your Model" in text
     assert sum(report.parts(best).values()) == pytest.approx(best.time.total)
 

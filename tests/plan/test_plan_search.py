@@ -5,24 +5,29 @@ import math
 
 import msgspec
 import pytest
-from planned import TREE, experiment
+from planned import EXPERTS, TREE, experiment
 
 import jaxllm
 from jaxllm import mesh_sizes
 from jaxllm.config import AXES, MeshConfig, resolved
 from jaxllm.plan import answer, candidates, efficiency, search
 from jaxllm.plan.target import parse
+from jaxllm.roofline.collectives import all_to_all_seconds
+from jaxllm.roofline.topology import TorusAxis
 
 
 def brute_force(given, num_devices, slices):
     """All sizes of all axes, as the checks of a run let them pass."""
     phase, found = given.data.phases[0], set()
     options = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
-    for pipe, data, fsdp, context, tensor in itertools.product(options, repeat=5):
-        if pipe * data * fsdp * context * tensor != num_devices:
+    mixture = given.model.mlp.experts is not None
+    for sizes in itertools.product(options, repeat=len(AXES)):
+        if math.prod(sizes) != num_devices:
             continue
-        sizes = dict(zip(AXES, (pipe, data, fsdp, 1, context, tensor), strict=True))
-        for parallel in (False, True)[: 1 + (tensor > 1)]:
+        sizes = dict(zip(AXES, sizes, strict=True))
+        if sizes["expert"] > 1 and not mixture:  # that is only another name of fsdp
+            continue
+        for parallel in (False, True)[: 1 + (sizes["tensor"] > 1)]:
             try:
                 mesh_sizes.check_model(given.model, sizes)
                 mesh_sizes.check_batch(phase.batch_size, 1, 1024, sizes, parallel)
@@ -33,9 +38,11 @@ def brute_force(given, num_devices, slices):
     return found
 
 
-@pytest.mark.parametrize("target, slices", [("h100x24", 1), ("v6e-8 x 2", 2)])
-def test_every_legal_mesh_is_tried(target, slices):
-    given = experiment()
+@pytest.mark.parametrize(
+    "target, slices, overrides", [("h100x24", 1, {}), ("v6e-8 x 2", 2, {}), ("v6e-8 x 2", 2, EXPERTS)]
+)
+def test_every_legal_mesh_is_tried(target, slices, overrides):
+    given = experiment(**overrides)
     chips = parse(target)
     found = candidates.meshes(given, given.data.phases[0], chips)
     expected = brute_force(given, chips.num_devices, slices)
@@ -66,6 +73,40 @@ def test_one_device_by_hand():
     parts = (option.time.products, option.time.attention, option.time.traffic, option.time.head, option.time.update)
     assert option.time.total == pytest.approx(sum(parts))
     assert option.time.binds == "compute"
+
+
+def test_experts_by_hand():
+    """12 experts, 3 of them for each of 8 x 1024 tokens, on one device: as the computing room's docstring says it."""
+    found = jaxllm.plan(experiment(**EXPERTS, data__phases__0__batch_size=8), target="v5e-1")
+    option = next(one for one in found.options if one.candidate.remat == "block" and one.candidate.accumulate == 1)
+    share, chip, tokens = efficiency.of(found.target.chip), found.target.chip, 8 * 1024
+    peak, memory = chip.flops_per_second["bfloat16"], chip.hbm_bytes_per_second
+    attention, mlp, router = 512 * (8 + 2 * 4 + 8) * 64, 3 * 512 * 1536, 512 * 12
+    active = attention + 3 * mlp + router
+    products = 6 * 2 * tokens * (4 * active - 3 * 512 * 1536)
+    assert option.time.products == pytest.approx(products / peak / share.products)
+    between = 10 * 512 + 2 * (8 + 4) * 64 + 3 * 3 * 1536 + 3 * 3 * 512
+    traffic = 6 * 2 * 4 * (tokens * between + 12 * mlp)
+    assert option.time.traffic == pytest.approx(traffic / memory / share.memory)
+    held = 6 * (attention + 12 * mlp + router + 2 * 512) + 2 * 4096 * 512 + 512
+    assert option.time.update == pytest.approx(held * (2 * 12 + 4 * 4) / memory / share.memory, rel=1e-3)
+    # 6 FLOPs a token for what it meets
+    met = held - 6 * 9 * mlp
+    flops = tokens * (6 * met + 6 * 12 * 1024 * 8 * 64)
+    assert found.mfu(option) == pytest.approx(flops / option.time.total / peak)
+
+
+def test_tokens_wait_for_their_experts_on_other_devices():
+    """The experts of two by two chips: five exchanges a layer, of a quarter more rows than tokens have choices."""
+    found = jaxllm.plan(experiment(**EXPERTS), target="v5p:2x2x4")
+    option = next(one for one in found.options if one.candidate.mesh.describe() == "fsdp 4, expert 4")
+    assert option.placement.describe("expert") == "x (line) x y (line)"
+    rows = 3 * option.work.num_tokens
+    assert 1.25 * rows <= 4 * mesh_sizes.round_rows(rows, 4) <= 1.3 * rows
+    held = 4 * (4 * mesh_sizes.round_rows(rows, 4) * 512 * 2)  # by all four
+    once = all_to_all_seconds(held, 2 * [TorusAxis(size=2, wraps=False)], link=90e9)
+    share = efficiency.of(found.target.chip).links
+    assert option.time.waited["expert"] == pytest.approx(6 * 5 * option.work.num_micro * once / share)
 
 
 def test_ranked_and_within_memory():

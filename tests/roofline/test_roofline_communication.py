@@ -1,8 +1,18 @@
 """Collectives in closed form, against hand counts of Llama 3 8B."""
 
+import msgspec
 import pytest
 
-from jaxllm.config import AXES, AttentionConfig, LossConfig, MeshConfig, MLPConfig, ModelConfig, TrainConfig
+from jaxllm.config import (
+    AXES,
+    AttentionConfig,
+    ExpertsConfig,
+    LossConfig,
+    MeshConfig,
+    MLPConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from jaxllm.roofline.communication import totals, transfers
 
 D, N, K, H, F, L, V = 4096, 32, 8, 128, 14336, 32, 128256
@@ -73,3 +83,22 @@ def test_a_pipeline_passes_activations_on_every_tick():
 def test_expert_is_more_fsdp_for_dense_weights():
     renamed = {(kind, ("fsdp", "expert")): size for (kind, _), size in moved({"fsdp": 8}).items()}
     assert moved({"fsdp": 4, "expert": 2}) == renamed
+
+
+def test_tokens_travel_to_experts_whose_weights_are_gathered_over_fsdp_alone():
+    """Mixtral 8x7B on 8 x 8 chips, one row of 4096 tokens each: as libtpu 0.0.52 compiles it."""
+    mlp = MLPConfig(d_ff=F, experts=ExpertsConfig(num_experts=8, experts_per_token=2))
+    mixtral = msgspec.structs.replace(MODEL, vocab_size=32000, mlp=mlp)
+    sizes = dict.fromkeys(AXES, 1) | {"fsdp": 8, "expert": 8}
+    mesh = MeshConfig(fsdp=8, expert=8)
+    found = totals(transfers(mixtral, TrainConfig(), mesh, sizes, 64, 4096))
+    attention, expert, router, tables = 2 * D * (N + K) * H, 3 * D * F, D * 8, 2 * 32000 * D
+    # of 8192 rows a device has 1024 for each other one; a round takes 1280 of them
+    assert found["all-to-all", ("expert",)] == 5 * L * 8 * 1280 * D * 2
+    assert found["all-gather", FSDP] == 2 * 2 * L * expert
+    assert found["reduce-scatter", FSDP] == 4 * L * expert
+    both = ("fsdp", "expert")
+    assert found["all-gather", both] == 2 * (2 * L * (attention + router) + tables)
+    assert found["reduce-scatter", both] == 4 * (L * (attention + router) + tables)
+    alone = totals(transfers(mixtral, TrainConfig(), MeshConfig(), sizes | {"fsdp": 64, "expert": 1}, 64, 4096))
+    assert alone["all-gather", FSDP] == 2 * (2 * L * (attention + router + 8 * expert) + tables)

@@ -221,7 +221,7 @@ def test_adapters_alone_cost_four_a_frozen_weight():
     model = preset("llama3-8b")
     total, square = parameters(model).total, 12 * 32 * 4096 * 8192
     assert flops_per_token(model, 8192, "litgpt", adapters=1000) == 4 * total + square + 6000
-    assert formula("palm", adapters=True) == "palm: 4 x all parameters + full-square attention + 6 x adapters"
+    assert formula("palm", adapters=True) == "palm: 4 x active parameters + full-square attention + 6 x adapters"
 
 
 def test_convention_is_one_of_the_named():
