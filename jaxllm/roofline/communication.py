@@ -19,8 +19,8 @@ attention again; with sequence parallelism each is an all-gather and a reduce-sc
 over expert, each mixture and tick: rows of tokens to their experts and back, R D w each way, R the rows of one round
 (`mesh_sizes.round_rows`, a quarter more than there would be if all experts were chosen alike): twice forward, and
 backward rows, gradients of results, and gradients of rows. An expert's weights are gathered over fsdp only.
-over context: keys and values around the ring, c - 1 times forward, again, and backward; their gradients in float32 as
-often. The ring keeps what it reads and nothing that it makes, whatever remat says.
+over context: keys and values around the ring, c - 1 times forward and backward, and c - 2 times where attention is
+computed again (its first pass is the backward pass' own); their gradients c - 1 times in float32, and home as they are.
 over pipe: x to the neighbour every tick, forward and backward, and what the stages share of the vocabulary.
 
 Left out: sums of single numbers and of rows (losses, norms, softmax statistics of a sharded vocabulary).
@@ -251,21 +251,21 @@ def _context(step: _Step) -> Iterator[Transfer]:
     if ring == 1:
         return
     keys = step.num_tokens * _sizes(step.model).keys // sizes["tensor"] // sizes["pipe"]
-    passes = 3 if sizes["pipe"] == 1 else 4  # forward, forward again, backward; a stage's forward pass once more
+    stages = 2 if sizes["pipe"] == 1 else 3  # forward and backward; a stage's forward pass once more
+    passes = stages * (ring - 1) + (0 if step.train.remat == "none" else ring - 2) + 1
     compute = BYTES[step.train.precision.compute]
-    count = (ring - 1) * step.ticks
     yield Transfer(
         kind="collective-permute",
         axes=("context",),
         size=keys * compute,
-        count=passes * count,
+        count=passes * step.ticks,
         what="keys and values",
     )
     yield Transfer(
         kind="collective-permute",
         axes=("context",),
         size=keys * BYTES["float32"],
-        count=count,
+        count=(ring - 1) * step.ticks,
         what="gradients of keys and values",
     )
     batch = 5 * step.num_tokens * BYTES["float32"]

@@ -69,9 +69,9 @@ def test_tensor_sums_the_residual_stream():
 
 def test_the_ring_passes_keys_on():
     keys = 4096 // 4 * 2 * K * H
-    for remat in ("none", "dots", "block"):
+    for remat, again in (("none", 0), ("dots", 2), ("block", 2)):
         found = moved({"fsdp": 8, "context": 4}, batch=8, remat=remat)["collective-permute", ("context",)]
-        assert found == L * keys * 3 * (3 * 2 + 4) + 5 * 1024 * 4
+        assert found == L * keys * ((3 + 3 + 1 + again) * 2 + 3 * 4) + 5 * 1024 * 4
 
 
 def test_a_pipeline_passes_activations_on_every_tick():
