@@ -17,9 +17,12 @@ A device keeps its own q, k, v, o and l, nothing of the others.
 A window is a mask here: all keys go all the way around, whoever sees them. With it the places of the keys travel too,
 and with ALiBi the keys' tilts (see `alibi`).
 
-What is sent next is sent before the products that do not need it, so that the two overlap.
+What is sent next is sent before the products that do not need it, so that the two overlap. Between kernels, head and tail
+lie as a dim of their own before all others, and what belongs to one of them is added with the other one masked: all that
+happens there is elementwise, in few passes over memory; slices at a place that the step decides take more.
 
-B batch, T and S a device's share of the sequence, C = T / 2, N query heads, K key and value heads, H width of a head.
+B batch, T and S a device's share of the sequence, C = T / 2, N query heads, K key and value heads, H width of a head;
+2 head and tail.
 """
 
 import functools
@@ -90,27 +93,26 @@ def _forward(
 ) -> tuple[jax.Array, tuple[Pairs, jax.Array, jax.Array]]:
     places_BT = jnp.broadcast_to(places(q_BNTH.shape[2], axis), segments_BT.shape) if scoring.window else None
     own = Pairs(q_BNTH, k_BKSH, v_BKSH, segments_BT, segments_BT, tilts_BNT, tilts_BNT, places_BT, places_BT)
+    queries, held = _queries(own), _held(own)
 
-    def add(done: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[jax.Array, ...]:
+    def add(done: tuple[jax.Array, jax.Array], held: _Held, row: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Merge in what the device's queries see of the keys held."""
-        more = part.attend(_seen(own, held, row), scoring, causal=False)
-        for chunk, values in zip((_TAIL, row), zip(*map(_halves, more), strict=True), strict=True):
-            done = _merge(done, chunk, *values)
-        return done
+        return _merge(done, row, *part.attend(_seen(queries, held, row), scoring, causal=False))
 
-    held = _pass_on(_held(own), axis)
+    held = _pass_on(held, axis)
     o_BNTH, normaliser_BNT = part.attend(own, scoring, causal=True)
 
-    def step(carry: tuple[_Held, tuple[jax.Array, ...]], row: jax.Array) -> tuple[tuple[Any, ...], None]:
+    def step(carry: tuple[_Held, tuple[jax.Array, jax.Array]], row: jax.Array) -> tuple[tuple[Any, ...], None]:
         held, done = carry
         return (_pass_on(held, axis), add(done, held, row)), None
 
     rows = _rows(axis)
+    begun = _chunks(o_BNTH.astype(jnp.float32)), _chunks(normaliser_BNT)
     with jax.named_scope("ring"):
-        (held, done), _ = jax.lax.scan(step, (held, (o_BNTH.astype(jnp.float32), normaliser_BNT)), rows[:-1])
-    o_BNTH, normaliser_BNT = add(done, held, rows[-1])
-    o_BNTH = o_BNTH.astype(q_BNTH.dtype)
-    return o_BNTH, (own, o_BNTH, normaliser_BNT)
+        (held, done), _ = jax.lax.scan(step, (held, begun), rows[:-1])
+    o_2BNCH, normaliser_2BNC = add(done, held, rows[-1])
+    o_BNTH = _whole(o_2BNCH.astype(q_BNTH.dtype))
+    return o_BNTH, (own, o_BNTH, _whole(normaliser_2BNC))
 
 
 def _backward(
@@ -118,39 +120,49 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     own, *results = saved
     results = (*results, do_BNTH)
+    queries, held, by_chunk = _queries(own), _held(own), [_chunks(x) for x in results]
 
-    def add(dq_BNTH: jax.Array, dkv: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[Any, ...]:
+    def add(dq_2BNCH: jax.Array, dkv: tuple[jax.Array, ...], held: _Held, row: jax.Array) -> tuple[Any, ...]:
         """Add the gradients of what the device's queries saw of the keys held."""
-        of_queries = [_two(x, 2, _TAIL, row) for x in results]
-        dq, dk, dv = part.differentiate(_seen(own, held, row), *of_queries, scoring, causal=False)
-        dk_BKSH, dv_BKSH = dkv
-        return _add(dq_BNTH, _TAIL, row, dq), (_add(dk_BKSH, _HEAD, row, dk), _add(dv_BKSH, _HEAD, row, dv))
+        of_queries = [_two(x, _TAIL, row) for x in by_chunk]
+        dq, dk, dv = part.differentiate(_seen(queries, held, row), *of_queries, scoring, causal=False)
+        dk_2BKCH, dv_2BKCH = dkv
+        return _add(dq_2BNCH, _TAIL, row, dq), (_add(dk_2BKCH, _HEAD, row, dk), _add(dv_2BKCH, _HEAD, row, dv))
 
-    held = _pass_on(_held(own), axis)
+    held = _pass_on(held, axis)
     gradients = part.differentiate(own, *results, scoring, causal=True)
-    dq_BNTH, *dkv = (x.astype(jnp.float32) for x in gradients)
+    dq_2BNCH, *dkv = (_chunks(x.astype(jnp.float32)) for x in gradients)
 
     def step(carry: tuple[Any, ...], row: jax.Array) -> tuple[tuple[Any, ...], None]:
-        held, dq_BNTH, dkv = carry
-        return (_pass_on(held, axis), *add(dq_BNTH, _pass_on(dkv, axis), held, row)), None
+        held, dq_2BNCH, dkv = carry
+        return (_pass_on(held, axis), *add(dq_2BNCH, _pass_on(dkv, axis), held, row)), None
 
     rows = _rows(axis)
     with jax.named_scope("ring"):
-        (held, dq_BNTH, dkv), _ = jax.lax.scan(step, (held, dq_BNTH, tuple(dkv)), rows[:-1])
-    dq_BNTH, dkv = add(dq_BNTH, _pass_on(dkv, axis), held, rows[-1])
-    dk_BKSH, dv_BKSH = _pass_on(dkv, axis)  # home
-    wanted = zip((dq_BNTH, dk_BKSH, dv_BKSH), own[:3], strict=True)
-    return *(gradient.astype(x.dtype) for gradient, x in wanted), None, None
+        (held, dq_2BNCH, dkv), _ = jax.lax.scan(step, (held, dq_2BNCH, tuple(dkv)), rows[:-1])
+    dq_2BNCH, dkv = add(dq_2BNCH, _pass_on(dkv, axis), held, rows[-1])
+    dk_2BKCH, dv_2BKCH = _pass_on(dkv, axis)  # home
+    gradients = zip((dq_2BNCH, dk_2BKCH, dv_2BKCH), own[:3], strict=True)
+    dq_BNTH, dk_BKSH, dv_BKSH = (_whole(gradient.astype(x.dtype)) for gradient, x in gradients)
+    return dq_BNTH, dk_BKSH, dv_BKSH, None, None
 
 
 _ring.defvjp(_forward, _backward)
 
 type _Held = tuple[jax.Array | None, ...]
-"""Keys, values, their segments, tilts and places that a device holds at a step."""
+"""Keys, values, their segments, tilts and places that a device holds at a step, by chunks."""
 
 
 def _held(own: Pairs) -> _Held:
-    return own.k_BKSH, own.v_BKSH, own.key_segments_BS, own.key_tilts, own.key_places_BS
+    keys = own.k_BKSH, own.v_BKSH, own.key_tilts
+    k_2BKCH, v_2BKCH, tilts_2BNC = (_chunks(x) for x in keys)
+    return k_2BKCH, v_2BKCH, _chunks(own.key_segments_BS, 1), tilts_2BNC, _chunks(own.key_places_BS, 1)
+
+
+def _queries(own: Pairs) -> _Held:
+    """The same of queries: they, their segments, tilts and places, by chunks."""
+    q_2BNCH, tilts_2BNC = _chunks(own.q), _chunks(own.query_tilts)
+    return q_2BNCH, _chunks(own.query_segments_BT, 1), tilts_2BNC, _chunks(own.query_places_BT, 1)
 
 
 def _pass_on(arrays: Any, axis: str) -> Any:
@@ -168,55 +180,51 @@ def _rows(axis: str) -> jax.Array:
     return jnp.where(steps <= jax.lax.axis_index(axis), _HEAD, _TAIL)
 
 
-def _seen(own: Pairs, held: _Held, row: jax.Array) -> Pairs:
+def _seen(queries: _Held, held: _Held, row: jax.Array) -> Pairs:
     """The two pairs of chunks that are seen, as twice the rows for one call of a kernel: [2B, ., C, ...]."""
-    k_BKSH, v_BKSH, key_segments_BS, key_tilts_BNS, key_places_BS = held
-    return Pairs(
-        q=_two(own.q, 2, _TAIL, row),
-        k_BKSH=_two(k_BKSH, 2, _HEAD, row),
-        v_BKSH=_two(v_BKSH, 2, _HEAD, row),
-        query_segments_BT=_two(own.query_segments_BT, 1, _TAIL, row),
-        key_segments_BS=_two(key_segments_BS, 1, _HEAD, row),
-        query_tilts=_two(own.query_tilts, 2, _TAIL, row),
-        key_tilts=_two(key_tilts_BNS, 2, _HEAD, row),
-        query_places_BT=_two(own.query_places_BT, 1, _TAIL, row),
-        key_places_BS=_two(key_places_BS, 1, _HEAD, row),
-    )
+    q, query_segments, query_tilts, query_places = (_two(x, _TAIL, row) for x in queries)
+    k, v, key_segments, key_tilts, key_places = (_two(x, _HEAD, row) for x in held)
+    return Pairs(q, k, v, query_segments, key_segments, query_tilts, key_tilts, query_places, key_places)
 
 
-def _chunks(x: jax.Array, dim: int = 2) -> jax.Array:
-    """Head and tail as a dim of their own before the sequence's: [B, N, T, ...] -> [B, N, 2, C, ...]."""
-    return x.reshape(*x.shape[:dim], 2, -1, *x.shape[dim + 1 :])
+def _chunks(x: Any, dim: int = 2) -> Any:
+    """Head and tail as a dim of their own: [B, N, T, ...] -> [2, B, N, C, ...]; None stays None."""
+    return None if x is None else jnp.moveaxis(x.reshape(*x.shape[:dim], 2, -1, *x.shape[dim + 1 :]), dim, 0)
 
 
-def _two(x: Any, dim: int, first: int, second: jax.Array) -> Any:
-    """Two chunks, by rows one behind the other: [B, N, T, ...] -> [2B, N, C, ...]; None stays None."""
+def _whole(x_2BNC: jax.Array) -> jax.Array:
+    """The inverse: [2, B, N, C, ...] -> [B, N, T, ...]."""
+    x_BN2C = jnp.moveaxis(x_2BNC, 0, 2)
+    return x_BN2C.reshape(*x_BN2C.shape[:2], -1, *x_BN2C.shape[4:])
+
+
+def _two(x: Any, first: int, second: jax.Array) -> Any:
+    """Two chunks, by rows one behind the other: [2, B, N, C, ...] -> [2B, N, C, ...]; None stays None."""
     if x is None:
         return None
-    chunks = _chunks(x, dim)
-    return jnp.concatenate([jax.lax.dynamic_index_in_dim(chunks, i, dim, keepdims=False) for i in (first, second)])
+    return jnp.concatenate([x[first], jnp.where(second == _HEAD, x[_HEAD], x[_TAIL])])
 
 
-def _halves(x: jax.Array) -> list[jax.Array]:
-    return jnp.split(x, 2)
+def _of(chunk: int | jax.Array, values: jax.Array, other: float) -> jax.Array:
+    """Values [B, ...] of one chunk as [2, B, ...], with something else for the other chunk."""
+    mine = (jnp.arange(2) == chunk).reshape(2, *(1 for _ in values.shape))
+    return jnp.where(mine, values[None], other)
 
 
-def _add(total_BNTH: jax.Array, first: int, second: jax.Array, added: jax.Array) -> jax.Array:
+def _add(total_2BNCH: jax.Array, first: int, second: jax.Array, added: jax.Array) -> jax.Array:
     """Add [2B, N, C, H] to the chunks that it belongs to."""
-    chunks = _chunks(total_BNTH)
-    for chunk, values_BNCH in zip((first, second), _halves(added), strict=True):
-        chunks = chunks.at[:, :, chunk].add(values_BNCH)
-    return chunks.reshape(total_BNTH.shape)
+    one, other = jnp.split(added, 2)
+    return total_2BNCH + _of(first, one, 0.0) + _of(second, other, 0.0)
 
 
 def _merge(
-    done: tuple[jax.Array, ...], chunk: int | jax.Array, o_BNCH: jax.Array, normaliser_BNC: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Result and log-sum-exps so far, those over more keys merged into one of their chunks."""
-    chunks = [_chunks(x) for x in done]
-    before_BNCH, before_BNC = (jax.lax.dynamic_index_in_dim(x, chunk, 2, keepdims=False) for x in chunks)
-    after_BNC = jnp.logaddexp(before_BNC, normaliser_BNC)
-    shares = (jnp.exp(part - after_BNC)[..., None] for part in (before_BNC, normaliser_BNC))
-    after_BNCH = sum(share * x for share, x in zip(shares, (before_BNCH, o_BNCH), strict=True))
-    after = (x.at[:, :, chunk].set(y) for x, y in zip(chunks, (after_BNCH, after_BNC), strict=True))
-    return tuple(x.reshape(whole.shape) for x, whole in zip(after, done, strict=True))
+    done: tuple[jax.Array, jax.Array], row: jax.Array, o: jax.Array, normaliser: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Results and log-sum-exps so far, [2, B, N, C, H] and [2, B, N, C], with [2B, ...] over more keys merged in."""
+    chunks = _TAIL, row
+    more = [_of(chunk, part, -jnp.inf) for chunk, part in zip(chunks, jnp.split(normaliser, 2), strict=True)]
+    before_2BNCH, before_2BNC = done
+    after_2BNC = functools.reduce(jnp.logaddexp, more, before_2BNC)
+    shares = (jnp.exp(part - after_2BNC)[..., None] for part in (before_2BNC, *more))
+    parts = (before_2BNCH, *(part[None].astype(jnp.float32) for part in jnp.split(o, 2)))
+    return functools.reduce(jnp.add, (share * x for share, x in zip(shares, parts, strict=True))), after_2BNC

@@ -22,6 +22,10 @@ from jaxllm.config import BlockConfig, ModelConfig
 from jaxllm.roofline.hardware import Chip
 from jaxllm.roofline.memory import BYTES
 
+_RING, _RING_AGAIN = 42, 10
+"""Passes over a device's queries that a step of the ring takes in scheduled TPU programs, forward and backward: keys and
+queries laid side by side for the kernels, results merged, gradients added in float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Again:
@@ -233,7 +237,8 @@ def _traffic(work: Work, block: BlockConfig) -> float:
 
     Forward, values a token: two norms 2 x 2 D, two additions to the residual stream 2 x 3 D, rope 2 (N + K) H, the gate
     3 F; twice that backward, and once more for what is computed again. Of experts, a row: written in order and read for
-    the sum, 3 D, and around an exchange picked and put back, 4 D more; and 3 D F of each expert's weights.
+    the sum, 3 D, and around an exchange picked and put back, 4 D more; and 3 D F of each expert's weights. Around a ring
+    (`layers.ring`), a step: `_RING` passes over N H, and `_RING_AGAIN` where attention is computed again.
     """
     model, attention, experts = work.model, block.attention, block.mlp.experts
     rotated = 2 * (attention.num_heads + attention.kv_heads) * model.head_dim(attention)
@@ -242,6 +247,8 @@ def _traffic(work: Work, block: BlockConfig) -> float:
     if experts:
         inner += experts.experts_per_token * (7 if work.experts > 1 else 3) * model.d_model
     values = work.num_tokens * (stream + inner) * (3 + work.again.gate_up)
+    passes = (work.context - 1) * (_RING + _RING_AGAIN * work.again.attention)
+    values += work.num_tokens * passes * attention.num_heads * model.head_dim(attention) / work.tensor
     if experts:
         weights = 3 * model.d_model * block.mlp.d_ff / work.tensor * experts.num_experts / work.experts
         values += weights * (3 + _again_gate_up(work))
