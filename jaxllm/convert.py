@@ -7,7 +7,7 @@ that began there is exported.
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from jaxllm.data.hub import fetch
 from jaxllm.data.store import find_tokenizer
 from jaxllm.data.tokenizer import HuggingFace, SentencePiece, Tokenizer, load_tokenizer
 from jaxllm.hf import config as configs
-from jaxllm.hf.load import load_tensors, match, read_config
-from jaxllm.hf.safetensors import DTYPES, Tensors, open_tensors
+from jaxllm.hf.load import load_tensors, match
+from jaxllm.hf.safetensors import Tensors, open_tensors
 from jaxllm.hf.save import check_target, save
 from jaxllm.layers.param import Recipe
 from jaxllm.models.decoder import Decoder
@@ -56,6 +56,9 @@ FILES = (
 )
 """Files that are carried along with a model."""
 
+UNSAID = 2048
+"""Tokens of a sequence of an imported run, of a model that does not say how many it attends over."""
+
 
 def import_model(model: str, out: Place, say: Callable[[str], None] = print) -> str:
     """Write a Hugging Face model as a run whose parameters `run.init_from` can name.
@@ -75,13 +78,14 @@ def import_model(model: str, out: Place, say: Callable[[str], None] = print) -> 
         OSError: it could not be written.
     """
     directory = fetch(model, "HF_DIR", [*FILES, "*.safetensors", "*.safetensors.index.json"])
-    config, tensors = read_config(directory), open_tensors(directory)
+    described, tensors = configs.read(directory), open_tensors(directory)
+    config = described.model
     match(tensors, config)
     storage = open_storage(out)
     if Path(out).is_file() or storage.list():
         raise ValueError(f"{out} is not empty; name a new directory")
-    dtype, tokenizer = _dtype(tensors), _tokenizer(Path(directory), say)
-    experiment = _experiment(directory, config, dtype, str(out), tokenizer)
+    dtype, tokenizer = tensors.dtype, _tokenizer(Path(directory), say)
+    experiment = _experiment(directory, described, dtype, str(out), tokenizer)
     mesh, recipe = _recipe(config, experiment.train.precision.parameters)
     files = {f"{CARRIED}/{name}": Path(directory) / name for name in FILES if (Path(directory) / name).is_file()}
     extra = {DTYPE: dtype} | ({} if tokenizer is None else {"tokenizer": tokenizer.digest})
@@ -102,15 +106,6 @@ def _values(tensors: Tensors) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors.values())
 
 
-def _dtype(tensors: Tensors) -> str:
-    """The dtype that most values have."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    found = {code: size for code, size in sizes.items() if code in DTYPES}
-    return str(DTYPES[max(found, key=lambda code: found[code])])
-
-
 def _clear(storage: Storage, out: Place) -> None:
     """Take back what was written of a run."""
     for name in storage.list():
@@ -126,9 +121,11 @@ def _recipe(config: ModelConfig, dtype: str) -> tuple[jax.sharding.Mesh, Recipe]
     return mesh, Recipe(make_rules(MeshConfig(), dict(mesh.shape)), parameters=dtype)
 
 
-def _experiment(directory: str, config: ModelConfig, dtype: str, out: str, tokenizer: Tokenizer | None) -> Experiment:
+def _experiment(
+    directory: str, described: configs.Description, dtype: str, out: str, tokenizer: Tokenizer | None
+) -> Experiment:
     """What the run says that it trained."""
-    length = configs.max_positions(configs.read_tree(directory))
+    length = described.context_length or UNSAID
     chosen: dict[str, Any] = {}
     if tokenizer is not None:
         # the run's own copy, where it lies on a disk
@@ -137,7 +134,7 @@ def _experiment(directory: str, config: ModelConfig, dtype: str, out: str, token
         chosen["tokenizer"] = own[isinstance(tokenizer, HuggingFace)]
     return Experiment(
         run=RunConfig(name=Path(out).resolve().name),
-        model=config,
+        model=described.model,
         data=DataConfig(phases=(PhaseConfig(sequence_length=length, batch_size=1, steps=1),), **chosen),
         train=TrainConfig(precision=PrecisionConfig(parameters="bfloat16" if dtype == "bfloat16" else "float32")),
     )
@@ -184,28 +181,26 @@ def export_run(run: Place, out: Place, dtype: str | None = None, say: Callable[[
     check_target(out)
     model, own = origin.model, origin.experiment.train.precision.parameters
     files = carried(origin.storage, origin.experiment)
-    came = msgspec.json.decode(files.pop(configs.CONFIG, b"{}"), type=dict[str, Any])
-    files, keys = files or _tokenizer_files(origin, say), _token_ids(came)
+    came = _described(files.pop(configs.CONFIG, None), str(origin.directory))
+    files = files or _tokenizer_files(origin, say)
+    # absent ones would be numbers of the family's class in transformers, which other vocabularies lack
+    ids: Mapping[str, Any] = dict.fromkeys(configs.TOKEN_IDS) if came is None else came.token_ids
     lengths = [phase.sequence_length for phase in origin.experiment.data.phases]
-    length = max(lengths + ([configs.max_positions(came)] if came else []))
+    length = max([*lengths, 0 if came is None else came.context_length])
     configs.write_tree(model, length)  # refuses before anything is read
     mesh, recipe = _recipe(model, own)
     with jax.set_mesh(mesh):
         params, meta = origin.read(Decoder(model, recipe), mesh, own)
         chosen = dtype or str(meta.extra.get(DTYPE, own))
-        save(out, model, params, dtype=chosen, length=length, files=files, keys=keys)
+        save(out, model, params, dtype=chosen, length=length, files=files, keys=ids)
     return f"{model.family}, step {meta.step} of {run} in {chosen}"
 
 
-def _token_ids(came: dict[str, Any]) -> dict[str, Any]:
-    """Keys of the special tokens: those that came with the model, else none.
-
-    Where they are absent a family's class in transformers takes numbers of its own, which other vocabularies lack.
-    """
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    inner = came.get("text_config")
-    came = {**came, **inner} if isinstance(inner, dict) else came
-    return {name: came.get(name) for name in names}
+def _described(content: bytes | None, run: str) -> configs.Description | None:
+    """What the config.json that came with a model says; None where none came."""
+    if content is None:
+        return None
+    return configs.describe(msgspec.json.decode(content, type=dict[str, Any]), f"{run}/{CARRIED}/{configs.CONFIG}")
 
 
 def _tokenizer_files(origin: Origin, say: Callable[[str], None]) -> dict[str, bytes]:

@@ -1,7 +1,6 @@
 """Trained models, to compute with: a run's newest checkpoint, or a directory in Hugging Face's format."""
 
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -29,9 +28,6 @@ logger = logging.getLogger("jaxllm")
 
 HF_CONFIG = "config.json"
 """The file that a directory in Hugging Face's format has."""
-
-DTYPES = ("float32", "bfloat16", "float16")
-"""What such a directory's parameters may be read as."""
 
 
 class Model:
@@ -148,27 +144,27 @@ def _tokenizer_of(origin: Origin, digest: str | None) -> Tokenizer | None:
 
 
 def _from_hugging_face(directory: Path, mesh: Mesh | Mapping[str, int] | None) -> tuple[Model, Tokenizer | None]:
-    from jaxllm.hf import load as hf
+    from jaxllm.hf import config as configs
+    from jaxllm.hf.load import load_tensors
+    from jaxllm.hf.safetensors import open_tensors
 
-    model = hf.read_config(directory)
-    given = _json(directory / HF_CONFIG)
-    dtype = given.get("dtype") or given.get("torch_dtype") or "float32"
-    if dtype not in DTYPES:
-        raise ValueError(f"{directory / HF_CONFIG}: dtype = {dtype!r}: write one of {', '.join(DTYPES)}")
-    devices = _mesh(mesh, model)
-    recipe = _recipe(devices, dtype)
+    found, tensors = configs.read(directory), open_tensors(directory)
+    devices = _mesh(mesh, found.model)
+    recipe = _recipe(devices, found.dtype or tensors.dtype)
     with jax.set_mesh(devices):
-        params = hf.load(directory, recipe, model)
-    tokenizer, start = _tokenizer_beside(directory, given)
-    ends = _json(directory / "generation_config.json").get("eos_token_id") or given.get("eos_token_id")
-    stop = {ends} if isinstance(ends, int) else set(ends or ())
-    stop |= set() if tokenizer is None else {tokenizer.eos_id}
-    length = given.get("max_position_embeddings") or 0
-    return Model(Decoder(model, recipe), params, devices, start, frozenset(stop), length), tokenizer
+        params = load_tensors(tensors, recipe, found.model)
+    tokenizer, start = _tokenizer_beside(directory, found.ids("bos_token_id"))
+    stop = configs.ends(directory, found) | (set() if tokenizer is None else {tokenizer.eos_id})
+    return Model(Decoder(found.model, recipe), params, devices, start, stop, found.context_length), tokenizer
 
 
-def _tokenizer_beside(directory: Path, given: Mapping[str, Any]) -> tuple[Tokenizer | None, tuple[int, ...]]:
-    """The tokenizer in a directory of Hugging Face's, and the ids that a text begins with."""
+def _tokenizer_beside(directory: Path, begin: tuple[int, ...]) -> tuple[Tokenizer | None, tuple[int, ...]]:
+    """The tokenizer in a directory of Hugging Face's, and the ids that a text begins with.
+
+    Args:
+        directory: of the model.
+        begin: what its config says of that.
+    """
     if (path := directory / HuggingFace.FILE).exists():
         import tokenizers
 
@@ -176,23 +172,12 @@ def _tokenizer_beside(directory: Path, given: Mapping[str, Any]) -> tuple[Tokeni
         # what it puts around no text at all: in decoders the beginning, where there is one
         return found, tuple(tokenizers.Tokenizer.from_file(str(path)).encode("", add_special_tokens=True).ids[:1])
     if (path := directory / SentencePiece.FILE).exists():
-        begins = _json(directory / HuggingFace.CONFIG).get("add_bos_token", True)
-        start = given.get("bos_token_id") if begins else None
-        return load_tokenizer(SentencePieceTokenizer(path=str(path))), () if start is None else (start,)
+        from jaxllm.hf.config import read_tree
+
+        about = read_tree(directory, HuggingFace.CONFIG) if (directory / HuggingFace.CONFIG).exists() else {}
+        begins = about.get("add_bos_token", True)
+        return load_tokenizer(SentencePieceTokenizer(path=str(path))), begin if begins else ()
     return None, ()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: it is no JSON object; copy it again")
-    return content
 
 
 def _recipe(mesh: Mesh, dtype: str) -> Recipe:

@@ -11,6 +11,19 @@ class Choice(Section, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """A section that is one of several kinds, told apart by its field `type`."""
 
 
+class FieldError(ValueError):
+    """What a section says of a field: `field = value: fix`.
+
+    Attributes:
+        field: its name inside the section, dotted where it lies in one below.
+        fix: what to do about it.
+    """
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        super().__init__(f"{field} = {value!r}: {fix}")
+        self.field, self.fix = field, fix
+
+
 def require(condition: bool, field: str, value: object, fix: str) -> None:
     """Raise the one sentence that a user reads when a field holds what it must not.
 
@@ -21,7 +34,7 @@ def require(condition: bool, field: str, value: object, fix: str) -> None:
         fix: what to do about it.
 
     Raises:
-        ValueError: `field = value: fix`, when the condition does not hold.
+        FieldError: `field = value: fix`, when the condition does not hold.
     """
     if not condition:
-        raise ValueError(f"{field} = {value!r}: {fix}")
+        raise FieldError(field, value, fix)

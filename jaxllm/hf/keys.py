@@ -1,9 +1,19 @@
-"""The keys of a `config.json`: each is taken once, known to say nothing of what is computed, or refused."""
+"""The keys of a `config.json`: each is taken once, known to say nothing of what is computed, or refused.
 
-from collections.abc import Mapping, Sequence
+A mistake is told in the file's own words: by the key as it stands there, also where it is our config that finds it.
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxllm.config.base import FieldError
 from jaxllm.config.errors import nearest, show
+
+MAX_NUMBER = 2**31 - 1
+"""The largest whole number that a key may have: more than any size of an array that is computed with."""
 
 HARMLESS = frozenset(
     [
@@ -79,10 +89,6 @@ HARMLESS = frozenset(
         "use_bfloat16",
         "tf_legacy_loss",
         "gradient_checkpointing",
-        "max_sequence_length",
-        "n_special",
-        "predict_special_tokens",
-        "output_past",
     ]
 )
 """Keys that may say anything: of generation, of training (there is no dropout here), of other tasks, of how others
@@ -97,6 +103,7 @@ FALSE = frozenset(
         "tie_encoder_decoder",
         "pruned_heads",
         "use_bidirectional_attention",
+        "attn_logit_softcapping",
         "use_mrope",
         "apply_residual_connection_post_layernorm",
         "attention_bias",
@@ -105,11 +112,7 @@ FALSE = frozenset(
         "per_layer_config",
         "tie_last_hidden_states",
         "rope_interleaved",
-        "use_mrope",
-        "attention_bias",
-        "mlp_bias",
         "lm_head_bias",
-        "apply_residual_connection_post_layernorm",
     ]
 )
 """Keys that must say no, where they are there: what they ask for jaxllm does not do."""
@@ -123,10 +126,30 @@ class Keys:
         place: how errors call the file.
         defaults: what absent keys say.
         prefix: of the keys' names in errors.
+        aliases: other names that keys may have, and the names that they are taken by.
+
+    Raises:
+        ValueError: two names of one key say different things.
     """
 
-    def __init__(self, tree: Mapping[str, Any], place: str, defaults: Mapping[str, Any], prefix: str = "") -> None:
-        self._left, self._defaults, self._place, self._prefix = dict(tree), defaults, place, prefix
+    def __init__(
+        self,
+        tree: Mapping[str, Any],
+        place: str,
+        defaults: Mapping[str, Any],
+        prefix: str = "",
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self._given: dict[str, Any] = {}
+        self._defaults, self._place, self._prefix, self._inner = defaults, place, prefix, False
+        self._spelt: dict[str, str] = {}
+        for key, value in tree.items():
+            known = (aliases or {}).get(key, key)
+            if self._given.setdefault(known, value) != value:
+                fix = f"another name of this key says {show(self._given[known])}"
+                raise ValueError(f"{place}: {prefix}{key} = {show(value)}: {fix}")
+            self._spelt.setdefault(known, key)
+        self._left = dict(self._given)
 
     def take(self, key: str) -> Any:
         """A key's value, or the default's; of the default's kind, where that is no None.
@@ -136,19 +159,18 @@ class Keys:
         """
         if key not in self._left:
             if key not in self._defaults:
-                raise ValueError(f"{self._place}: {self._prefix}{key} is missing; copy the file again")
+                raise self.missing(key)
             return self._defaults[key]
         value, default = self._left.pop(key), self._defaults.get(key)
         return self._checked(key, value, type(default)) if isinstance(default, bool | str) else value
 
-    def whole(self, key: str) -> Any:
-        """A whole number, 0 or more; None where the key may say nothing, and does.
+    def whole(self, key: str) -> int:
+        """A whole number, 0 or more.
 
         Raises:
             ValueError: as `take`, or it is none.
         """
-        value = self.take(key)
-        return None if value is None and key in self._defaults else self._checked(key, value, int)
+        return self._checked(key, self.take(key), int)
 
     def count(self, key: str) -> int:
         """A whole number, 1 or more.
@@ -156,10 +178,22 @@ class Keys:
         Raises:
             ValueError: as `take`, or it is none.
         """
-        value = self._checked(key, self.take(key), int)
-        if value == 0:
+        return self._positive(key, self.take(key))
+
+    def count_if_any(self, key: str) -> int | None:
+        """A whole number, 1 or more; None where the key says none, or is not there and has no other default.
+
+        Raises:
+            ValueError: it is no such number.
+        """
+        value = self._left.pop(key, self._defaults.get(key))
+        return None if value is None else self._positive(key, value)
+
+    def _positive(self, key: str, value: object) -> int:
+        number = self._checked(key, value, int)
+        if number == 0:
             raise self.refuse(key, value, "use 1 or more")
-        return value
+        return number
 
     def number(self, key: str) -> float:
         """A number.
@@ -168,6 +202,15 @@ class Keys:
             ValueError: as `take`, or it is none.
         """
         return self._checked(key, self.take(key), float)
+
+    def number_if_any(self, key: str) -> float | None:
+        """A number; None where the key says none, or is not there and has no other default.
+
+        Raises:
+            ValueError: it is none.
+        """
+        value = self._left.pop(key, self._defaults.get(key))
+        return None if value is None else self._checked(key, value, float)
 
     def optional(self, key: str, kind: type) -> Any:
         """A value of a kind, or None where there is none.
@@ -194,7 +237,45 @@ class Keys:
     def below(self, key: str) -> "Keys | None":
         """The keys under a key; None where there are none."""
         tree = self.optional(key, dict)
-        return None if tree is None else Keys(tree, self._place, {}, f"{self._prefix}{key}.")
+        if tree is None:
+            return None
+        below = Keys(tree, self._place, {}, f"{self._prefix}{key}.")
+        below._inner = True
+        return below
+
+    @contextlib.contextmanager
+    def naming(self, fields: Mapping[str, str]) -> Iterator[None]:
+        """Inside it, what our config refuses is refused by the keys that it was read from.
+
+        Args:
+            fields: our names of fields, and the keys'.
+
+        Raises:
+            ValueError: naming the key as it stands in the file, with the value that it has there.
+            FieldError: of a field that has no key, or, in a table, one that is not there: for the whole file to name.
+        """
+        try:
+            yield
+        except FieldError as error:
+            key = fields.get(error.field.rpartition(".")[2])
+            if key is None or (self._inner and key not in self._given):
+                raise
+            place, value = self._find(key)
+            fix = re.sub(r"[\w.]*?(\w+_\w+)", lambda word: fields.get(word[1], word[0]), error.fix)
+            raise ValueError(f"{self._place}: {place} = {show(value)}: {fix}") from None
+
+    def _find(self, key: str) -> tuple[str, Any]:
+        """Where a key stands, here or in a table below, and what it says."""
+        if key not in self._given:
+            tables = [(below, tree) for below, tree in self._given.items() if isinstance(tree, dict)]
+            for below, tree in tables:
+                if key in tree:
+                    return f"{self._prefix}{below}.{key}", tree[key]
+        return self._prefix + self._spelt.get(key, key), self._given.get(key, self._defaults.get(key))
+
+    def missing(self, key: str) -> ValueError:
+        """The error of a key that is not there."""
+        return ValueError(f"{self._place}: {self._prefix}{key} is missing; copy the file again")
 
     def refuse(self, key: str, value: object, fix: str) -> ValueError:
         """The error of a key's value."""
@@ -220,22 +301,22 @@ class Keys:
             raise ValueError(f"{self._named(key, value)}: {meant}")
 
     def _named(self, key: str, value: object) -> str:
-        return f"{self._place}: {self._prefix}{key} = {show(value)}"
+        return f"{self._place}: {self._prefix}{self._spelt.get(key, key)} = {show(value)}"
 
     def _checked(self, key: str, value: object, kind: type) -> Any:
         whole = isinstance(value, int) and not isinstance(value, bool)
         fits = {
-            float: whole or isinstance(value, float),
-            int: whole and value >= 0,  # type: ignore[operator]
-        }.get(kind, isinstance(value, kind))
-        if not fits:
+            float: (whole or isinstance(value, float)) and math.isfinite(value),  # type: ignore[arg-type]
+            int: whole and 0 <= value <= MAX_NUMBER,  # type: ignore[operator]
+        }
+        if not (fits[kind] if kind in fits else isinstance(value, kind)):
             raise self.refuse(key, value, f"use {_KINDS[kind]}")
         return float(value) if kind is float else value  # type: ignore[arg-type]
 
 
 _KINDS = {
     bool: "true or false",
-    int: "a whole number, 0 or more",
+    int: f"a whole number from 0 to {MAX_NUMBER}",
     float: "a number",
     str: "a text",
     list: "a list",

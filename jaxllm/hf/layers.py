@@ -9,6 +9,21 @@ from jaxllm.hf.keys import Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
+MAX_LAYERS = 1000
+"""Layers of a model that is read; the largest published have 126."""
+
+
+def number(keys: Keys, key: str) -> int:
+    """The number of layers.
+
+    Raises:
+        ValueError: it is none, or above `MAX_LAYERS`.
+    """
+    layers = keys.count(key)
+    if layers > MAX_LAYERS:
+        raise keys.refuse(key, layers, f"use at most {MAX_LAYERS}")
+    return layers
+
 
 def stack(blocks: Sequence[BlockConfig], shared: BlockConfig, **fields: Any) -> ModelConfig:
     """The model of given blocks: the shortest prefix and period that they are made of.
@@ -18,9 +33,7 @@ def stack(blocks: Sequence[BlockConfig], shared: BlockConfig, **fields: Any) -> 
         shared: what the model's own attention, mlp and norms are to say.
         fields: of the model, those of blocks aside.
     """
-    prefix, period = min(
-        ((start, _period(blocks[start:])) for start in range(len(blocks))), key=lambda one: (sum(one), one)
-    )
+    prefix, period = _repeated([blocks.index(block) for block in blocks])
     slots = tuple(blocks[prefix : prefix + period])
     plain = prefix == 0 and slots == (shared,)
     own = {name: getattr(shared, name) for name in BLOCK_FIELDS}
@@ -33,12 +46,13 @@ def stack(blocks: Sequence[BlockConfig], shared: BlockConfig, **fields: Any) -> 
     )
 
 
-def _period(blocks: Sequence[BlockConfig]) -> int:
-    """After how many blocks they repeat."""
+def _repeated(kinds: Sequence[int]) -> tuple[int, int]:
+    """The prefix and the period of a list that are shortest together, of equal ones that with the shorter prefix."""
     return next(
-        period
-        for period in range(1, len(blocks) + 1)
-        if all(block == before for block, before in zip(blocks[period:], blocks, strict=False))
+        (prefix, total - prefix)
+        for total in range(1, len(kinds) + 1)
+        for prefix in range(total)
+        if kinds[total:] == kinds[prefix : prefix + len(kinds) - total]
     )
 
 

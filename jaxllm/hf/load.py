@@ -37,7 +37,7 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
     Raises:
         ValueError: one sentence, when there is no config.json, or it asks for what jaxllm does not compute.
     """
-    return configs.parse(configs.read_tree(directory), f"{directory}/{configs.CONFIG}")
+    return configs.read(directory).model
 
 
 def load(directory: str | os.PathLike[str], recipe: Recipe, config: ModelConfig | None = None) -> Tree:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.config import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
+from jaxllm.config.errors import show
 from jaxllm.hf import layers, rope
-from jaxllm.hf.families import WRITTEN, activation
+from jaxllm.hf.activations import WRITTEN, activation
 from jaxllm.hf.keys import Keys
 
 _SHARED: Mapping[str, Any] = {
@@ -23,7 +24,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
     },
-    "bloom": {**_SHARED, "apply_residual_connection_post_layernorm": False},
+    "bloom": {**_SHARED, "apply_residual_connection_post_layernorm": False, "seq_length": None},
     "falcon": {
         **_SHARED,
         "activation": "gelu",
@@ -59,7 +60,6 @@ HARMLESS: Mapping[str, frozenset[str]] = {
             "bias_dropout_fusion",
             "masked_softmax_fusion",
             "offset_alibi",
-            "seq_length",
             "skip_bias_add",
             "skip_bias_add_qkv",
             "n_inner",
@@ -86,50 +86,64 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
 }
 """Other names of keys."""
 
+LENGTHS: Mapping[str, str] = {"gpt2": "n_positions", "bloom": "seq_length", "falcon": "max_position_embeddings"}
+"""Keys of the tokens that a model attends over."""
 
-def read_gpt2(keys: Keys) -> ModelConfig:
+_FIELDS = {
+    **rope.FIELDS,
+    "epsilon": "layer_norm_epsilon",
+    "initializer_std": "initializer_range",
+}
+"""Our fields that may hold what they must not, and the keys that they are read from."""
+
+
+def read_gpt2(keys: Keys, max_positions: int) -> ModelConfig:
     """The model that a file of GPT-2's describes."""
-    d_model = keys.whole("n_embd")
+    d_model, heads = _width(keys, "n_embd", "n_head")
     name = keys.take("activation_function")
-    if not keys.take("scale_attn_weights") or keys.take("scale_attn_by_inverse_layer_idx"):
-        fix = "jaxllm divides all products of queries and keys by sqrt(head_dim); use true and false"
-        raise keys.refuse("scale_attn_weights, scale_attn_by_inverse_layer_idx", "...", fix)
-    attention = AttentionConfig(num_heads=keys.whole("n_head"), positions="none", bias="all")
+    for key, plain in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        if keys.take(key) != plain:
+            fix = f"jaxllm divides all products of queries and keys by the root of a head's width; use {show(plain)}"
+            raise keys.refuse(key, not plain, fix)
+    attention = AttentionConfig(num_heads=heads, positions="none", bias="all")
     mlp = MLPConfig(
-        d_ff=keys.whole("n_inner") or 4 * d_model,
+        d_ff=keys.count_if_any("n_inner") or 4 * d_model,
         gated=False,
         activation=activation(keys, "activation_function", name),
         bias=True,
     )
-    return _model("gpt2", keys, d_model, keys.count("n_layer"), attention, mlp, learned=keys.count("n_positions"))
+    return _model("gpt2", keys, d_model, "n_layer", attention, mlp, learned=max_positions)
 
 
-def read_bloom(keys: Keys) -> ModelConfig:
+def read_bloom(keys: Keys, max_positions: int) -> ModelConfig:
     """The model that a file of BLOOM's describes."""
-    d_model = keys.whole("hidden_size")
+    d_model, heads = _width(keys, "hidden_size", "n_head")
     if keys.take("apply_residual_connection_post_layernorm"):
         raise keys.refuse("apply_residual_connection_post_layernorm", True, "jaxllm does not compute such models")
-    attention = AttentionConfig(num_heads=keys.whole("n_head"), positions="alibi", bias="all")
+    attention = AttentionConfig(num_heads=heads, positions="alibi", bias="all")
     mlp = MLPConfig(d_ff=4 * d_model, gated=False, activation="gelu_tanh", bias=True)
-    return _model("bloom", keys, d_model, keys.count("n_layer"), attention, mlp, embedding_norm=True)
+    return _model("bloom", keys, d_model, "n_layer", attention, mlp, embedding_norm=True)
 
 
-def read_falcon(keys: Keys) -> ModelConfig:
+def read_falcon(keys: Keys, max_positions: int) -> ModelConfig:
     """The model that a file of Falcon's describes."""
-    d_model, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
+    alibi = keys.take("alibi")
+    d_model, heads = _width(keys, "hidden_size", "num_attention_heads", even=not alibi)
     new, parallel, bias = keys.take("new_decoder_architecture"), keys.take("parallel_attn"), keys.take("bias")
-    kv_heads, norms = keys.whole("num_kv_heads"), keys.whole("num_ln_in_parallel_attn")
-    multi_query, max_positions = keys.take("multi_query"), keys.whole("max_position_embeddings")
+    kv_heads, norms = keys.count_if_any("num_kv_heads"), keys.count_if_any("num_ln_in_parallel_attn")
+    multi_query = keys.take("multi_query")
+    if new and kv_heads and heads % kv_heads:
+        raise keys.refuse("num_kv_heads", kv_heads, f"it must divide num_attention_heads = {heads}")
     if new and not parallel:
         raise keys.refuse("parallel_attn", parallel, "new_decoder_architecture has parallel branches; use true")
     norms = (2 if new else 1) if norms is None else norms
     if norms not in (1, 2) or (norms == 2 and not (new and parallel)):
         fix = "use 1, or with new_decoder_architecture 2"
         raise keys.refuse("num_ln_in_parallel_attn", norms, fix)
-    turned = rope.read(keys, max_positions, 10_000.0, 1.0)
+    with keys.naming(_FIELDS):
+        turned = rope.read(keys, max_positions, 10_000.0, 1.0)
     if turned.fraction != 1:
         raise keys.refuse("partial_rotary_factor", turned.fraction, "all dims of a head turn in this family; use 1.0")
-    alibi = keys.take("alibi")
     attention = AttentionConfig(
         num_heads=heads,
         num_kv_heads=(kv_heads or heads) if new else 1 if multi_query else heads,
@@ -139,20 +153,29 @@ def read_falcon(keys: Keys) -> ModelConfig:
     )
     name = keys.take("activation")
     mlp = MLPConfig(
-        d_ff=keys.whole("ffn_hidden_size") or 4 * d_model,
+        d_ff=keys.count_if_any("ffn_hidden_size") or 4 * d_model,
         gated=False,
         activation=activation(keys, "activation", name),
         bias=bias,
     )
     branches = "sequential" if not parallel else "parallel" if norms == 2 else "parallel_shared_norm"
-    return _model("falcon", keys, d_model, keys.count("num_hidden_layers"), attention, mlp, branches)
+    return _model("falcon", keys, d_model, "num_hidden_layers", attention, mlp, branches)
+
+
+def _width(keys: Keys, width: str, heads: str, even: bool = False) -> tuple[int, int]:
+    """d_model and the number of heads that it splits into, of an even width where they are to turn."""
+    d_model, num_heads = keys.count(width), keys.count(heads)
+    if d_model % (num_heads * (1 + even)):
+        fix = f"{width} = {d_model} does not split into heads of {'an even' if even else 'one'} width"
+        raise keys.refuse(heads, num_heads, f"{fix}; take both from the same model")
+    return d_model, num_heads
 
 
 def _model(
     family: str,
     keys: Keys,
     d_model: int,
-    num_layers: int,
+    layers_key: str,
     attention: AttentionConfig,
     mlp: MLPConfig,
     branches: Any = "sequential",
@@ -160,19 +183,20 @@ def _model(
     embedding_norm: bool = False,
 ) -> ModelConfig:
     """A model of equal layers with LayerNorm."""
-    norm = NormConfig(kind="layer", epsilon=keys.number("layer_norm_epsilon"))
-    block = BlockConfig(attention=attention, mlp=mlp, norm=norm, branches=branches)
-    return layers.stack(
-        [block] * num_layers,
-        block,
-        family=family,
-        vocab_size=keys.count("vocab_size"),
-        d_model=d_model,
-        tie_embeddings=keys.take("tie_word_embeddings"),
-        learned_positions=learned,
-        embedding_norm=embedding_norm,
-        initializer_std=keys.number("initializer_range"),
-    )
+    with keys.naming(_FIELDS):
+        norm = NormConfig(kind="layer", epsilon=keys.number("layer_norm_epsilon"))
+        block = BlockConfig(attention=attention, mlp=mlp, norm=norm, branches=branches)
+        return layers.stack(
+            [block] * layers.number(keys, layers_key),
+            block,
+            family=family,
+            vocab_size=keys.count("vocab_size"),
+            d_model=d_model,
+            tie_embeddings=keys.take("tie_word_embeddings"),
+            learned_positions=learned,
+            embedding_norm=embedding_norm,
+            initializer_std=keys.number("initializer_range"),
+        )
 
 
 def _shared(model: ModelConfig, architecture: str) -> dict[str, Any]:

@@ -21,6 +21,28 @@ from jaxllm.config import (
 from jaxllm.config.errors import nearest
 from jaxllm.hf.keys import Keys
 
+FIELDS = {
+    "theta": "rope_theta",
+    "fraction": "partial_rotary_factor",
+    "original_max_positions": "original_max_position_embeddings",
+    **{
+        name: name
+        for name in (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+            "short_factor",
+            "long_factor",
+        )
+    },
+}
+"""Fields of a `RopeConfig` that may hold what they must not, and the keys that they are read from."""
+
 TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 _OLD_TYPES = {"su": "longrope"}
 _ORIGINAL = "original_max_position_embeddings"
@@ -97,10 +119,11 @@ def _table(keys: Keys, max_positions: int, plain: RopeConfig, original: int | No
         raise keys.refuse("rope_type", kind, fix)
     theta = _either(keys.optional("rope_theta", float), plain.theta)
     fraction = _either(keys.optional("partial_rotary_factor", float), plain.fraction)
-    given = keys.optional(_ORIGINAL, int)
-    scaling = _SCALINGS[kind](keys, max_positions, original or given or max_positions)
-    keys.close(used=("factor", "short_factor", "long_factor", "attention_factor", "beta_fast", "beta_slow", _ORIGINAL))
-    return RopeConfig(theta=theta, fraction=fraction, scaling=scaling)
+    given = keys.count_if_any(_ORIGINAL)
+    with keys.naming(FIELDS):
+        scaling = _SCALINGS[kind](keys, max_positions, original or given or max_positions)
+        keys.close(used=tuple(FIELDS.values()))
+        return RopeConfig(theta=theta, fraction=fraction, scaling=scaling)
 
 
 def _factor(keys: Keys) -> float:

@@ -93,6 +93,15 @@ class Tensors(Mapping[str, Tensor]):
         end = tensor.start + math.prod(tensor.shape) * dtype.itemsize
         return self._map(tensor.file)[tensor.start : end].view(dtype).reshape(tensor.shape)
 
+    @property
+    def dtype(self) -> str:
+        """The dtype that most values have, of those that parameters may have."""
+        sizes = dict.fromkeys(DTYPES, 0)
+        for tensor in self.values():
+            if tensor.dtype in sizes:
+                sizes[tensor.dtype] += math.prod(tensor.shape)
+        return str(DTYPES[max(sizes, key=lambda code: sizes[code])])
+
     def count(self, num_bytes: int) -> None:
         """Add to `bytes_read`."""
         self.bytes_read += num_bytes

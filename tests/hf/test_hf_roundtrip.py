@@ -10,7 +10,7 @@ from parity import GOLDEN, NAMES, loaded, on
 from published_configs import CONFIGS
 
 from jaxllm.config import load as load_config
-from jaxllm.hf.config import effective, max_positions, parse, read_tree, write_tree
+from jaxllm.hf.config import describe, effective, parse, read_tree, write_tree
 from jaxllm.hf.load import load, read_config
 from jaxllm.hf.safetensors import open_tensors
 from jaxllm.hf.save import save
@@ -31,7 +31,13 @@ def test_exported_tensors_and_config_are_the_imported_ones(name, tmp_path):
     before, tree = contents(GOLDEN / name), read_tree(GOLDEN / name)
     (dtype,) = {dtype for dtype, _ in before.values()}
     with jax.set_mesh(mesh):
-        save(tmp_path / "out", decoder.config, params, dtype=DTYPES[dtype], length=max_positions(tree))
+        save(
+            tmp_path / "out",
+            decoder.config,
+            params,
+            dtype=DTYPES[dtype],
+            length=describe(tree, name).context_length or 2048,
+        )
     assert contents(tmp_path / "out") == before
     assert read_config(tmp_path / "out") == decoder.config
     written = read_tree(tmp_path / "out")
@@ -59,7 +65,7 @@ def test_presets_are_the_published_models(name):
     assert effective(published) == effective(model)
     written = write_tree(model, CONTEXT_LENGTHS[name])
     assert effective(parse(written, "config.json")) == effective(model)
-    assert max_positions(written) == CONTEXT_LENGTHS[name] or model.family == "bloom"
+    assert describe(written, name).context_length == CONTEXT_LENGTHS[name] or model.family == "bloom"
 
 
 def test_the_text_model_of_a_model_of_images_is_read(tmp_path):
