@@ -46,7 +46,8 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     """Evaluation on the held-out split.
 
     Attributes:
-        interval: steps between evaluations; 0 means only at the end.
+        interval: steps between evaluations; 0 means only at the end. With `run.init_from` there is one before the
+            first step too.
         batches: batches of an evaluation; 0 means the whole split.
         sample_tokens: tokens of text written at the end of the run; 0 means none.
         sample_prompt: what the text goes on from; empty means the tokenizer's end of document.

@@ -119,6 +119,8 @@ class Attempt:
         )
         self.batches = self.batches.skipping(self.guard.ledger.skipped)
         self.console.start(self.records.event("resumed" if step else "started", step, **self._facts()))
+        if self.origin is not None and step == 0 and self.num_steps:
+            self._evaluate(state, step)  # what the parameters were worth that training begins with
         began, already = time.monotonic(), step == self.num_steps
         while True:
             state, step = self._go_on(state, step)

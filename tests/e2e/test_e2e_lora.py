@@ -68,6 +68,8 @@ def test_adapters_alone_are_saved_and_a_run_goes_on_bit_for_bit(home: pathlib.Pa
     assert read_metrics(tuned)[-1]["loss"] != lines[0]["loss"]
     losses = [event["loss"] for event in read_events(tuned) if event["event"] == "finished"]
     assert losses[0] == losses[1]
+    before = [event["attempt"] for event in read_events(tuned) if event["event"] == "evaluated" and not event["step"]]
+    assert before == [0], "what the base is worth is said before the first step, and once"
 
 
 def parameters(directory: pathlib.Path) -> dict[str, np.ndarray]:
