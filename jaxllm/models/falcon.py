@@ -18,17 +18,19 @@ def _falcon(
     branches: str,
     *,
     vocab_size: int = 65_024,
+    theta: float = 10_000.0,
+    tied: bool = True,
 ) -> dict[str, Any]:
     return {
         "family": "falcon",
         "vocab_size": vocab_size,
         "d_model": d_model,
         "num_layers": num_layers,
-        "attention": {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "rope": {"theta": 10_000.0}},
+        "attention": {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "rope": {"theta": theta}},
         "mlp": {"d_ff": 4 * d_model, "gated": False, "activation": "gelu"},
         "norm": {"kind": "layer", "epsilon": 1e-5},
         "branches": branches,
-        "tie_embeddings": True,
+        "tie_embeddings": tied,
     }
 
 
@@ -44,14 +46,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     # name                  d_model  layers  heads  kv heads
     "falcon-rw-1b": _falcon_rw(2048, 24, 32),
     "falcon-7b": _falcon(4544, 32, 71, 1, "parallel_shared_norm"),
+    "falcon2-11b": _falcon(4096, 60, 32, 8, "parallel_shared_norm", theta=500_042.0, tied=False),
     "falcon-40b": _falcon(8192, 60, 128, 8, "parallel"),
     "falcon-180b": _falcon(14_848, 80, 232, 8, "parallel"),
 }
 
-CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 2048)
+CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 2048) | {"falcon2-11b": 8192}
 """Tokens that the published weights were trained over."""
 
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {"falcon-11b": "falcon2-11b"}
 """Other names that people use."""
 
 

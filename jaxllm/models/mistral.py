@@ -16,6 +16,7 @@ def _mistral(
     vocab_size: int = 32_000,
     theta: float = 1e6,
     window: int = 0,
+    num_heads: int = 32,
 ) -> dict[str, Any]:
     return {
         "family": "mistral",
@@ -23,7 +24,7 @@ def _mistral(
         "d_model": d_model,
         "num_layers": num_layers,
         "attention": {
-            "num_heads": 32,
+            "num_heads": num_heads,
             "num_kv_heads": 8,
             "head_dim": 128,
             "rope": {"theta": theta},
@@ -40,6 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mistral-7b-v0.2": _mistral(4096, 32, 14_336),
     "mistral-7b-v0.3": _mistral(4096, 32, 14_336, vocab_size=32_768),
     "mistral-nemo-12b": _mistral(5120, 40, 14_336, vocab_size=131_072),
+    "mistral-small-22b": _mistral(6144, 56, 16_384, vocab_size=32_768, num_heads=48),
+    "mistral-large-123b": _mistral(12_288, 88, 28_672, vocab_size=32_768, num_heads=96),
     "mistral-small-24b": _mistral(5120, 40, 32_768, vocab_size=131_072, theta=1e8),
 }
 
@@ -48,6 +51,8 @@ CONTEXT_LENGTHS: dict[str, int] = {
     "mistral-7b-v0.2": 32_768,
     "mistral-7b-v0.3": 32_768,
     "mistral-nemo-12b": 131_072,
+    "mistral-small-22b": 32_768,
+    "mistral-large-123b": 131_072,
     "mistral-small-24b": 32_768,
 }
 """Tokens that the published weights attend over (Nemo's config says more than its makers do)."""
@@ -56,6 +61,9 @@ ALIASES: dict[str, str] = {
     "mistral-7b": "mistral-7b-v0.1",
     "mistral-nemo-base-2407": "mistral-nemo-12b",
     "mistral-nemo-instruct-2407": "mistral-nemo-12b",
+    "mistral-small-instruct-2409": "mistral-small-22b",
+    "mistral-large-instruct-2407": "mistral-large-123b",
+    "mistral-large-instruct-2411": "mistral-large-123b",
     "mistral-small-24b-base-2501": "mistral-small-24b",
     "mistral-small-24b-instruct-2501": "mistral-small-24b",
 }

@@ -58,6 +58,10 @@ def _qwen3(*shape: int, tied: bool = False) -> dict[str, Any]:
 
 PRESETS: dict[str, dict[str, Any]] = {
     # name                  d_model  layers  heads  kv heads  d_ff
+    "qwen2-0.5b": _qwen25(896, 24, 14, 2, 4864, small=True),
+    "qwen2-1.5b": _qwen25(1536, 28, 12, 2, 8960, small=True),
+    "qwen2-7b": _qwen25(3584, 28, 28, 4, 18_944),
+    "qwen2-72b": _qwen25(8192, 80, 64, 8, 29_568, epsilon=1e-5),
     "qwen2.5-0.5b": _qwen25(896, 24, 14, 2, 4864, small=True),
     "qwen2.5-1.5b": _qwen25(1536, 28, 12, 2, 8960, small=True),
     "qwen2.5-3b": _qwen25(2048, 36, 16, 2, 11_008, small=True),
@@ -73,9 +77,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-32b": _qwen3(5120, 64, 64, 8, 25_600),
 }
 
-CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 32_768) | dict.fromkeys(
-    ("qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b"), 131_072
-)
+CONTEXT_LENGTHS: dict[str, int] = {
+    name: 32_768 if name.startswith("qwen3") or name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b") else 131_072
+    for name in PRESETS
+}
 """Tokens that the published base weights attend over."""
 
 ALIASES: dict[str, str] = {}

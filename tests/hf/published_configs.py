@@ -23,6 +23,7 @@ from published_bases import (
     QWEN25_SMALL,
     SMOLLM3,
 )
+from published_long import PHI3_LONG, PHI4_MINI, SMOLLM
 
 _NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -82,6 +83,18 @@ _FALCON_RW: dict[str, Any] = {
     "parallel_attn": False,
     "vocab_size": 50_304,
 }
+_FALCON2: dict[str, Any] = {
+    "ffn_hidden_size": 16_384,
+    "max_position_embeddings": 8192,
+    "new_decoder_architecture": True,
+    "num_kv_heads": 8,
+    "num_ln_in_parallel_attn": 1,
+    "rope_scaling": None,
+    "rope_theta": 500_042.0,
+    "tie_word_embeddings": False,
+}
+_QWEN2_SMALL: dict[str, Any] = QWEN25_SMALL | {"max_position_embeddings": 131_072, "sliding_window": 131_072}
+_SMOLLM2: dict[str, Any] = {"max_position_embeddings": 8192, "rope_theta": 100_000}
 _FALCON_NEW: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 8}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -110,6 +123,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral-nemo-12b": _config(
         MISTRAL, 5120, 40, 32, 8, 14_336, head_dim=128, max_position_embeddings=131_072, vocab_size=131_072
     ),
+    "mistral-small-22b": _config(MISTRAL, 6144, 56, 48, 8, 16_384, head_dim=128, vocab_size=32_768),
+    "mistral-large-123b": _config(
+        MISTRAL, 12_288, 88, 96, 8, 28_672, head_dim=128, max_position_embeddings=131_072, vocab_size=32_768
+    ),
     "mistral-small-24b": _config(
         MISTRAL, 5120, 40, 32, 8, 32_768, head_dim=128, rope_theta=100_000_000.0, vocab_size=131_072
     ),
@@ -123,6 +140,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3-4b": _config(GEMMA3, 2560, 34, 8, 4, 10_240),
     "gemma3-12b": _config(GEMMA3, 3840, 48, 16, 8, 15_360),
     "gemma3-27b": _config(GEMMA3, 5376, 62, 32, 16, 21_504, head_dim=128, query_pre_attn_scalar=168),
+    "qwen2-0.5b": _qwen(_QWEN2_SMALL, 896, 24, 14, 2, 4864),
+    "qwen2-1.5b": _qwen(_QWEN2_SMALL, 1536, 28, 12, 2, 8960),
+    "qwen2-7b": _qwen(QWEN25, 3584, 28, 28, 4, 18_944),
+    "qwen2-72b": _qwen(QWEN25, 8192, 80, 64, 8, 29_568, rms_norm_eps=1e-5),
     "qwen2.5-0.5b": _qwen(QWEN25_SMALL, 896, 24, 14, 2, 4864),
     "qwen2.5-1.5b": _qwen(QWEN25_SMALL, 1536, 28, 12, 2, 8960),
     "qwen2.5-3b": _qwen(QWEN25_SMALL, 2048, 36, 16, 2, 11_008),
@@ -142,7 +163,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmo2-32b": _config(OLMO2, 5120, 64, 40, 8, 27_648),
     "phi3-mini-4k": _config(PHI3, 3072, 32, 32, 32, 8192),
     "phi3-medium-4k": _config(PHI3, 5120, 40, 40, 10, 17_920),
+    "phi3-mini-128k": _config(PHI3_LONG, 3072, 32, 32, 32, 8192),
     "phi4": _config(PHI3, 5120, 40, 40, 10, 17_920, **_PHI4),
+    "phi4-mini": _config(PHI4_MINI, 3072, 32, 24, 8, 8192),
+    "smollm-135m": _config(SMOLLM, 576, 30, 9, 3, 1536),
+    "smollm-360m": _config(SMOLLM, 960, 32, 15, 5, 2560),
+    "smollm-1.7b": _config(SMOLLM, 2048, 24, 32, 32, 8192),
+    "smollm2-135m": _config(SMOLLM, 576, 30, 9, 3, 1536, **_SMOLLM2),
+    "smollm2-360m": _config(SMOLLM, 960, 32, 15, 5, 2560, **_SMOLLM2),
+    "smollm2-1.7b": _config(SMOLLM, 2048, 24, 32, 32, 8192, **_SMOLLM2 | {"rope_theta": 130_000}),
     "smollm3-3b": _config(SMOLLM3, 2048, 36, 16, 4, 11_008),
     "bloom-560m": _bloom(1024, 24, 16),
     "bloom-1b1": _bloom(1536, 24, 16),
@@ -152,6 +181,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bloom-176b": _bloom(14_336, 70, 112),
     "falcon-rw-1b": _falcon(2048, 24, 32, **_FALCON_RW),
     "falcon-7b": _falcon(4544, 32, 71),
+    "falcon2-11b": _falcon(4096, 60, 32, **_FALCON2),
     "falcon-40b": _falcon(8192, 60, 128, **_FALCON_NEW),
     "falcon-180b": _falcon(14_848, 80, 232, **_FALCON_NEW),
     "glm4-9b": _config(GLM, 4096, 40, 32, 2, 13_696),
