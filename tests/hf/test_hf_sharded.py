@@ -59,19 +59,24 @@ MODELS = {
 """One of each way that tensors hold parameters, divisible by the mesh."""
 
 
+def draw(config):
+    """Random parameters, by leaf on the host, and as a tree under the ambient mesh."""
+    generator = np.random.default_rng(0)
+    drawn = {
+        name: generator.normal(size=declared.shape).astype(np.float32)
+        for name, declared in leaves(declarations(Decoder(config, Recipe())))
+    }
+    whole = NamedSharding(jax.sharding.get_mesh(), P())
+    return drawn, nest({name: jax.device_put(value, whole) for name, value in drawn.items()})
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def saved(request, tmp_path_factory):
-    """A model, its parameters on one device, and a directory of them."""
+    """A model, its parameters, and a directory of them."""
     config, directory = MODELS[request.param], tmp_path_factory.mktemp("saved") / request.param
-    mesh, recipe = on()
-    generator = np.random.default_rng(0)
-    with jax.set_mesh(mesh):
-        drawn = {
-            name: jax.device_put(generator.normal(size=declared.shape).astype(np.float32), NamedSharding(mesh, P()))
-            for name, declared in leaves(declarations(Decoder(config, recipe)))
-        }
-        params = nest(drawn)
-        save(directory, config, params, dtype="float32", length=20)
+    with jax.set_mesh(on()[0]):
+        drawn, tree = draw(config)
+        save(directory, config, tree, dtype="float32", length=20)
     return config, drawn, directory
 
 
