@@ -212,7 +212,7 @@ ROWS: tuple[Row, ...] = (
 
 UNUSABLE: Mapping[str, str] = MappingProxyType(
     {
-        "mixtures (Mixtral, Qwen 3 30B-A3B, custom MoE)": "jaxllm has no mixture of experts yet",
+        "mixtures (Mixtral, Qwen 3 30B-A3B, custom MoE)": "whether tokens are dropped, and what is recomputed, differs",
         "float8 and NVFP4 rows": "other peaks for some of the products",
         "torchtitan without torch.compile": "its compiled twin is there; jaxllm always compiles",
         "torchtitan 405B": "float8, and stages whose schedule alone changes the step by 28 %",
