@@ -132,7 +132,7 @@ def open_tensors(directory: str | os.PathLike[str]) -> Tensors:
 
 
 def _sharded(directory: Path) -> dict[str, Tensor]:
-    """The tensors that the index names."""
+    """The tensors of the files that the index names, also those that it forgets."""
     index = directory / INDEX
     names = _decode(index.read_bytes(), index).get("weight_map")
     if not isinstance(names, dict) or not all(_is_file_name(file) for file in names.values()):
@@ -146,7 +146,13 @@ def _sharded(directory: Path) -> dict[str, Tensor]:
     for name, file in names.items():
         if name not in headers[file]:
             raise ValueError(f"{directory / file}: has no tensor {name!r}, as {INDEX} says; copy both again")
-    return {name: headers[file][name] for name, file in names.items()}
+    found: dict[str, Tensor] = {}
+    for file, header in headers.items():
+        for name, tensor in header.items():
+            if names.get(name, file) != file or name in found:
+                raise ValueError(f"{directory / file}: tensor {name!r} is in another file too; copy the model again")
+            found[name] = tensor
+    return found
 
 
 def _is_file_name(name: object) -> bool:

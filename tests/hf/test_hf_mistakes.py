@@ -122,6 +122,25 @@ def test_shards_that_are_missing_or_elsewhere_are_refused(tmp_path):
         open_tensors(model)
 
 
+def test_a_tensor_that_the_index_forgets_is_read_and_one_in_two_files_is_refused(tmp_path):
+    model = shutil.copytree(GOLDEN / "llama/sharded_bfloat16", tmp_path / "model")
+    index = model / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    whole = set(open_tensors(model))
+    first = min(names.values())
+    forgotten = next(name for name, file in names.items() if list(names.values()).count(file) > 1)
+    index.write_text(json.dumps({"weight_map": {name: file for name, file in names.items() if name != forgotten}}))
+    assert set(open_tensors(model)) == whole
+    (model / "more.safetensors").write_bytes((model / first).read_bytes())
+    index.write_text(json.dumps({"weight_map": names | {"extra": "more.safetensors"}}))
+    with pytest.raises(ValueError, match="has no tensor 'extra'"):
+        open_tensors(model)
+    name = next(name for name, file in names.items() if file == first)
+    index.write_text(json.dumps({"weight_map": names | {name: "more.safetensors"}}))
+    with pytest.raises(ValueError, match=r"tensor '.*' is in another file too; copy the model again"):
+        open_tensors(model)
+
+
 def test_pickles_are_refused_and_so_is_what_is_no_model(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle, which runs code .* take .* safetensors"):
