@@ -150,6 +150,7 @@ class BlockConfig(Section, frozen=True, kw_only=True):
 
 Family = Literal[
     "bloom",
+    "deepseek",
     "falcon",
     "gemma",
     "gemma2",
@@ -159,10 +160,13 @@ Family = Literal[
     "gpt2",
     "llama",
     "mistral",
+    "mixtral",
     "olmo2",
+    "olmoe",
     "phi3",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
     "smollm3",
 ]
 """Names of families, as Hugging Face's `model_type` has them (of Gemma 3 the text model)."""

@@ -15,7 +15,7 @@ import msgspec
 from jaxllm.config import ModelConfig
 from jaxllm.config.errors import nearest, show
 from jaxllm.config.model import Family
-from jaxllm.hf import families, newer, older
+from jaxllm.hf import experts, families, newer, older
 from jaxllm.hf.keys import HARMLESS, Keys
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -28,6 +28,8 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 _READERS = {"gpt2": older.read_gpt2, "bloom": older.read_bloom, "falcon": older.read_falcon}
 _WRITERS = {"gpt2": older.write_gpt2, "bloom": older.write_bloom, "falcon": older.write_falcon}
+
+_ALIASES = {**older.ALIASES, **experts.ALIASES}
 
 _TYPES = {
     families.FAMILIES[name].model_type or name if name in families.FAMILIES else name: name for name in get_args(Family)
@@ -155,10 +157,11 @@ def _model(family: str, tree: Mapping[str, Any], place: str, prefix: str) -> tup
     """A family's model, and the tokens that it attends over."""
     alike = family in families.FAMILIES
     defaults = families.defaults(family) if alike else older.DEFAULTS[family]
-    keys = Keys(tree, place, defaults, prefix, older.ALIASES.get(family, {}))
+    keys = Keys(tree, place, defaults, prefix, _ALIASES.get(family, {}))
     length = (keys.count_if_any if family == "bloom" else keys.count)(_length_key(family)) or 0
     if alike:
         model, harmless = newer.read(family, keys, length), families.FAMILIES[family].harmless
+        harmless |= experts.HARMLESS if family in experts.MIXTURES else frozenset()
     else:
         model, harmless = _READERS[family](keys, length), older.HARMLESS[family]
     keys.close(HARMLESS | harmless, used=[*defaults, *_SHARED])

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jaxllm.hf import experts, layers
+
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": None,
     "head_dim": None,
@@ -36,9 +38,7 @@ class Family:
         activation: the key of the feed-forward layers' activation.
         capped: what may have a soft cap, beside the key `query_pre_attn_scalar`: `all`, attention and the head
             (Gemma 2); `head` alone (Gemma 3, whose attention has a key for it that transformers does not look at).
-        windows: `none`; `all` layers have that of `sliding_window`; `alternating`, `pattern` and `upper` layers, where
-            no `layer_types` says it: every second (Gemma 2), all but every sixth (Gemma 3), those from
-            `max_window_layers` on if `use_sliding_window` (Qwen); `unroped` ones likewise (SmolLM3).
+        windows: which layers have one.
         theta: of rope, where no key says it; of Gemma 3 of layers without a window and with one.
         fraction: of a head's dims that turn, where no key says it; None where no key may.
         interleaved: as in `RopeConfig`.
@@ -56,7 +56,7 @@ class Family:
     gemma: bool = False
     activation: str = "hidden_act"
     capped: Literal["", "head", "all"] = ""
-    windows: Literal["none", "all", "alternating", "pattern", "upper", "unroped"] = "none"
+    windows: layers.Windows = "none"
     theta: tuple[float, ...] = (10_000.0,)
     fraction: float | None = None
     interleaved: bool = False
@@ -147,9 +147,26 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "glm": Family("GlmForCausalLM", defaults=_GLM, bias="qkv", fraction=0.5, interleaved=True),
     "glm4": Family("Glm4ForCausalLM", defaults=_GLM, bias="qkv", norm_placement="both", fraction=0.5, interleaved=True),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "sliding_window": None},
+        windows="all",
+        theta=(1e6,),
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        defaults={"num_key_value_heads": 4, "sliding_window": 4096, "use_sliding_window": False},
+        bias="all",
+        qk_norm="head",
+        windows="used",
+        harmless=frozenset({"max_window_layers"}),
+    ),
+    "olmoe": Family("OlmoeForCausalLM", defaults={"rms_norm_eps": 1e-5}, bias="all", qk_norm="projection"),
+    "deepseek": Family("DeepseekForCausalLM", bias="all"),
 }
 
 
 def defaults(name: str) -> Mapping[str, Any]:
     """What absent keys of a family's file say."""
-    return {**_DEFAULTS, **FAMILIES[name].defaults}
+    mixture = experts.MIXTURES.get(name)
+    return {**_DEFAULTS, **FAMILIES[name].defaults, **(mixture.defaults if mixture else {})}

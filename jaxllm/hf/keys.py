@@ -108,6 +108,7 @@ FALSE = frozenset(
         "apply_residual_connection_post_layernorm",
         "attention_bias",
         "mlp_bias",
+        "clip_qkv",
         "quantization_config",
         "per_layer_config",
         "tie_last_hidden_states",
@@ -171,6 +172,15 @@ class Keys:
             ValueError: as `take`, or it is none.
         """
         return self._checked(key, self.take(key), int)
+
+    def whole_if_any(self, key: str) -> int | None:
+        """A whole number, 0 or more; None where the key says none, or is not there and has no other default.
+
+        Raises:
+            ValueError: it is no such number.
+        """
+        value = self._left.pop(key, self._defaults.get(key))
+        return None if value is None else self._checked(key, value, int)
 
     def count(self, key: str) -> int:
         """A whole number, 1 or more.

@@ -174,24 +174,19 @@ def read_piece(
 
     Args:
         tensors: of the checkpoint.
-        places: of the array's layers.
+        places: of what is stacked in the array.
         index: the piece, a slice a dim.
         dtype: of the result.
     """
     piece = _empty([one.stop - one.start for one in index], dtype)
     for name, entry, part in places:
-        if part.layer is None:
-            into, inner = piece, index
-        elif index[0].start <= part.layer < index[0].stop:
-            into, inner = piece[part.layer - index[0].start], index[1:]
-        else:
-            continue
-        _read_part(tensors, name, entry, part, inner, into)
+        if (at := part.within(index)) is not None:
+            _read_part(tensors, name, entry, part, index[len(at) :], piece[at])
     return piece
 
 
 def _read_part(tensors: Tensors, name: str, entry: Entry, part: Part, index: Index, into: np.ndarray) -> None:
-    """A piece of a parameter of one layer."""
+    """A piece of one parameter."""
     theirs = tensors.view(name)
     theirs = theirs[None] if theirs.ndim == 1 else theirs
     first, last = part.inputs(index)

@@ -7,13 +7,15 @@ of every one:
     G = 1             q q q q k k v v      Phi-3, GPT-2; gate and up
     G = key heads     q q k v  q q k v     Falcon; BLOOM, which has as many key heads as query heads
 
-One `Entry` describes both directions.
+A tensor is of one layer, and of one expert where our array stacks these too. One `Entry` describes both directions.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxllm.config import ModelConfig
 from jaxllm.layers.param import Declaration, Recipe, leaves
@@ -24,12 +26,12 @@ from jaxllm.models.names import Place
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A parameter of one layer, or of none, in a tensor.
+    """A parameter of one layer, of one expert of it, or of none, in a tensor.
 
     Attributes:
         leaf: dotted name of the array that holds it.
-        layer: its place in the array's first dim; None where layers are not stacked.
-        shape: without that dim.
+        at: its place in the array's stacked dims: of its layer, and of its expert; empty where nothing is stacked.
+        shape: without these dims.
         num_inputs: leading dims of `shape` that are inputs.
         offset: of its outputs in each group.
         total: outputs of a group, all parts together.
@@ -37,7 +39,7 @@ class Part:
     """
 
     leaf: str
-    layer: int | None
+    at: tuple[int, ...]
     shape: tuple[int, ...]
     num_inputs: int
     offset: int
@@ -48,6 +50,12 @@ class Part:
     def matrix(self) -> tuple[int, int]:
         """Inputs and outputs."""
         return math.prod(self.shape[: self.num_inputs]), math.prod(self.shape[self.num_inputs :])
+
+    def within(self, index: Sequence[slice]) -> tuple[int, ...] | None:
+        """Its place in the stacked dims of a piece of the array; None where the piece has nothing of it."""
+        stacked = list(zip(self.at, index, strict=False))
+        there = all((one.start or 0) <= at and (one.stop is None or at < one.stop) for at, one in stacked)
+        return tuple(at - (one.start or 0) for at, one in stacked) if there else None
 
     def inputs(self, index: Sequence[slice]) -> tuple[int, int]:
         """The range of inputs that a piece has."""
@@ -108,16 +116,16 @@ def entries(config: ModelConfig) -> list[Entry]:
                 f"{name!r}, and this one has; name the family whose values these are"
             )
         place = _place(table[name], config)
-        if name == leaf:
-            found.setdefault(place.name, []).append(_Found(order[name], -1, leaf, None, declaration, place))
-        for stacked, number in enumerate(layer_numbers(config, leaf)):
-            tensor = place.name.format(number)
-            found.setdefault(tensor, []).append(_Found(order[name], number, leaf, stacked, declaration, place))
+        numbers = layer_numbers(config, leaf)
+        for at in np.ndindex(*declaration.shape[: declaration.stacked]):
+            number = numbers[at[0]] if at else -1
+            tensor = place.name.format(number, *at[1:])
+            found.setdefault(tensor, []).append(_Found(order[name], number, leaf, at, declaration, place))
     first = min(rank for name, rank in order.items() if name.startswith("layers."))
 
-    def key(name: str) -> tuple[bool, int, int]:
+    def key(name: str) -> tuple[bool, int, int, tuple[int, ...]]:
         one = min(found[name])
-        return one.layer < 0 and one.rank > first, one.layer, one.rank
+        return one.layer < 0 and one.rank > first, one.layer, one.rank, one.at
 
     return [_entry(name, sorted(found[name]), config.attention.kv_heads) for name in sorted(found, key=key)]
 
@@ -129,7 +137,7 @@ class _Found(NamedTuple):
         rank: its row in the table.
         layer: the layer's number.
         leaf: dotted name of its array.
-        stacked: the layer's place in that.
+        at: its place in that one's stacked dims.
         declaration: of the array.
         place: of the parameter.
     """
@@ -137,7 +145,7 @@ class _Found(NamedTuple):
     rank: int
     layer: int
     leaf: str
-    stacked: int | None
+    at: tuple[int, ...]
     declaration: Declaration
     place: Place
 
@@ -155,11 +163,11 @@ def _entry(name: str, parts: list[_Found], kv_heads: int) -> Entry:
     shapes = [part.declaration.shape[part.declaration.stacked :] for part in parts]
     sizes = [math.prod(shape[declaration.num_inputs :]) // groups for shape in shapes]
     made = tuple(
-        Part(part.leaf, part.stacked, shape, declaration.num_inputs, sum(sizes[:number]), sum(sizes), groups)
+        Part(part.leaf, part.at, shape, declaration.num_inputs, sum(sizes[:number]), sum(sizes), groups)
         for number, (part, shape) in enumerate(zip(parts, shapes, strict=True))
     )
     inputs, outputs = made[0].matrix[0], groups * sum(sizes)
-    turned = declaration.role in ("matrix", "head") and not place.plain
+    turned = declaration.role in ("matrix", "head", "router") and not place.plain
     if declaration.num_inputs == 0:
         return Entry(name, (outputs,), False, made)
     return Entry(name, (outputs, inputs) if turned else (inputs, outputs), turned, made)

@@ -1,12 +1,11 @@
 """Families of Llama's kind, whose configs share their keys: `config.json` to a model and back."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from jaxllm.config import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
-from jaxllm.hf import layers, rope
+from jaxllm.hf import experts, layers, rope
 from jaxllm.hf.activations import ACTIVATIONS, WRITTEN, activation
 from jaxllm.hf.families import FAMILIES, Family
 from jaxllm.hf.keys import Keys
@@ -57,15 +56,17 @@ def _read(name: str, keys: Keys, max_positions: int) -> ModelConfig:
         bias=family.mlp_bias and keys.take("mlp_bias"),
     )
     kinds = _layers(family, keys, num_layers, attention, max_positions)
+    mixture = experts.MIXTURES.get(name)
+    mlps = experts.read(mixture, keys, num_layers, mlp) if mixture else [mlp] * num_layers
 
-    def block(attention: AttentionConfig) -> BlockConfig:
+    def block(attention: AttentionConfig, mlp: MLPConfig) -> BlockConfig:
         return BlockConfig(attention=attention, mlp=mlp, norm=norm, norm_placement=family.norm_placement)
 
-    # what the model's own attention says: that of a layer that turns by positions and sees all, where there is one
+    # what the model's own say: attention that turns by positions and sees all, experts, where a layer has them
     shared = min(kinds, key=lambda one: (one.positions != "rope", one.window > 0))
     return layers.stack(
-        [block(kind) for kind in kinds],
-        block(shared),
+        [block(*one) for one in zip(kinds, mlps, strict=True)],
+        block(shared, min(mlps, key=lambda one: one.experts is None)),
         family=name,
         vocab_size=keys.count("vocab_size"),
         d_model=d_model,
@@ -135,29 +136,8 @@ def _layers(
         replace(attention, window=window, rope=replace(near if window else far, interleaved=interleaved))
         if turns
         else replace(attention, window=window, positions="none")
-        for turns, window in zip(turning, _windows(family, keys, turning), strict=True)
+        for turns, window in zip(turning, layers.windows(family.windows, keys, turning), strict=True)
     ]
-
-
-def _windows(family: Family, keys: Keys, turning: list[bool]) -> list[int]:
-    """The window of each layer."""
-    num, size = len(turning), 0
-    if family.windows == "none":
-        return [0] * num
-    size = keys.count_if_any("sliding_window")
-    if family.windows == "all":
-        return [size or 0] * num
-    numbers = range(1, num + 1)
-    if family.windows == "alternating":
-        return layers.windows(keys, [number % 2 == 1 for number in numbers], size)
-    if family.windows == "pattern":
-        pattern = keys.count("sliding_window_pattern")
-        return layers.windows(keys, [number % pattern != 0 for number in numbers], size)
-    used = bool(keys.take("use_sliding_window"))
-    if family.windows == "upper":
-        first = keys.whole("max_window_layers")
-        return layers.windows(keys, [used and number > first for number in numbers], size if used else None)
-    return layers.windows(keys, [used and bool(size) and not turns for turns in turning], size if used else None)
 
 
 def write(model: ModelConfig, max_positions: int) -> dict[str, Any]:
@@ -197,40 +177,13 @@ def write(model: ModelConfig, max_positions: int) -> dict[str, Any]:
         keys["final_logit_softcapping"] = model.final_soft_cap or None
     if family.capped == "all":
         keys["attn_logit_softcapping"] = attention.soft_cap or None
-    return keys | _WINDOWS.get(family.windows, lambda model: {})(model) | _ropes(model, family)
+    if mixture := experts.MIXTURES.get(model.family):
+        keys |= experts.write(mixture, model)
+    return keys | layers.write_windows(family.windows, model) | _ropes(model, family)
 
 
-_NO_HEAD_DIM = ("Qwen2", "Olmo2", "Phi3", "SmolLM3")
+_NO_HEAD_DIM = ("Qwen2", "Olmo", "Phi3", "SmolLM3", "Mixtral", "Deepseek")
 """Architectures whose configs have no `head_dim`; they take one all the same."""
-
-
-def _upper(model: ModelConfig) -> dict[str, Any]:
-    """Qwen's keys: where no layers' types are read, windows begin at a layer."""
-    keys = layers.layer_types(model)
-    types = keys["layer_types"]
-    first = {"max_window_layers": types.index(layers.SLIDING)} if layers.SLIDING in types else {}
-    return {"use_sliding_window": layers.SLIDING in types, **first, **keys}
-
-
-def _unroped(model: ModelConfig) -> dict[str, Any]:
-    keys = layers.layer_types(model)
-    turning = [int(block.attention.positions == "rope") for block in model.blocks]
-    return {"use_sliding_window": layers.SLIDING in keys["layer_types"], "no_rope_layers": turning, **keys}
-
-
-def _pattern(model: ModelConfig) -> dict[str, Any]:
-    """Gemma 3's keys; versions of transformers that know no `layer_types` read the pattern."""
-    return {"sliding_window_pattern": len(model.slots), **layers.layer_types(model)}
-
-
-_WINDOWS: Mapping[str, Callable[[ModelConfig], dict[str, Any]]] = {
-    "all": lambda model: {"sliding_window": model.blocks[0].attention.window or None},
-    "alternating": layers.layer_types,
-    "pattern": _pattern,
-    "upper": _upper,
-    "unroped": _unroped,
-}
-"""Keys of windows, and of layers without rope."""
 
 
 def _ropes(model: ModelConfig, family: Family) -> dict[str, Any]:

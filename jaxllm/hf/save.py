@@ -4,6 +4,7 @@ Files are written tensor by tensor, in the order of the model's layers, none lar
 gets its name when all of it is on the disk.
 """
 
+import functools
 import json
 import math
 import os
@@ -123,8 +124,9 @@ def _pieces(shard: Sequence[Entry], params: Tree, dtype: str) -> Iterator[bytes 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
+    held = _Held(params)
     for entry in shard:
-        yield memoryview(gathered(entry, params, wanted).reshape(-1).view(np.uint8))
+        yield memoryview(_gathered(entry, held, wanted).reshape(-1).view(np.uint8))
 
 
 def gathered(entry: Entry, params: Tree, dtype: np.dtype) -> np.ndarray:
@@ -135,13 +137,34 @@ def gathered(entry: Entry, params: Tree, dtype: np.dtype) -> np.ndarray:
         params: of the model, or a tree of its shapes, under the ambient mesh.
         dtype: of the result.
     """
-    flat, made = dict(leaves(params)), np.empty(entry.shape, dtype)
+    return _gathered(entry, _Held(params), dtype)
+
+
+class _Held:
+    """What this process's devices hold of parameters, as pieces on the host, one layer of an array at a time.
+
+    The last layer is kept, for it is many tensors where it has experts.
+    """
+
+    def __init__(self, params: Tree) -> None:
+        self._flat = dict(leaves(params))
+        self.pieces = functools.lru_cache(1)(self._pieces)
+
+    def _pieces(self, leaf: str, layer: int | None) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+        """Where each piece lies in the array, and its values; of a layer, where the array stacks these."""
+        array = self._flat[leaf] if layer is None else _layer(self._flat[leaf], layer)
+        shards = {str(shard.index): shard for shard in array.addressable_shards}  # of equal ones one
+        held = [(shard.index, np.asarray(shard.data)) for shard in shards.values()]
+        return held if layer is None else [((slice(layer, layer + 1), *index), value[None]) for index, value in held]
+
+
+def _gathered(entry: Entry, held: _Held, dtype: np.dtype) -> np.ndarray:
+    made = np.empty(entry.shape, dtype)
     whole = made[None] if made.ndim == 1 else made
     for part in entry.parts:
-        array = flat[part.leaf] if part.layer is None else _layer(flat[part.leaf], part.layer)
-        pieces = {str(shard.index): shard for shard in array.addressable_shards}  # of equal ones one
-        for shard in pieces.values():
-            _write_part(entry, part, np.asarray(shard.data), shard.index, whole)
+        for index, value in held.pieces(part.leaf, part.at[0] if part.at else None):
+            if (at := part.within(index)) is not None:
+                _write_part(entry, part, value[at], index[len(at) :], whole)
     return made
 
 
@@ -152,7 +175,7 @@ def _layer(array: jax.Array, number: int) -> jax.Array:
 
 
 def _write_part(entry: Entry, part: Part, value: np.ndarray, index: tuple[slice, ...], into: np.ndarray) -> None:
-    """A piece of a parameter of one layer, into the tensor."""
+    """A piece of one parameter, into the tensor."""
     first, last = part.inputs(index)
     ours = value.reshape(last - first, -1)
     for start, at, length in part.outputs(index):

@@ -17,9 +17,9 @@ A device keeps its own q, k, v, o and l, nothing of the others.
 A window is a mask here: all keys go all the way around, whoever sees them. With it the places of the keys travel too,
 and with ALiBi the keys' tilts (see `alibi`).
 
-What is sent next is sent before the products that do not need it, so that the two overlap. Between kernels, head and tail
-lie as a dim of their own before all others, and what belongs to one of them is added with the other one masked: all that
-happens there is elementwise, in few passes over memory; slices at a place that the step decides take more.
+What is sent next is sent before the products that do not need it, so that the two overlap. Between kernels, head and
+tail lie as a dim of their own before all others, and what belongs to one of them is added with the other one masked:
+all that happens there is elementwise, in few passes over memory; slices at a place that the step decides take more.
 
 B batch, T and S a device's share of the sequence, C = T / 2, N query heads, K key and value heads, H width of a head;
 2 head and tail.

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxllm.models import bloom, falcon, gemma, glm, gpt2, llama, mistral, names, olmo, phi, qwen, smollm
+from jaxllm.models import bloom, deepseek, falcon, gemma, glm, gpt2, llama, mistral, names, olmo, phi, qwen, smollm
 
-_FAMILIES = (llama, gpt2, mistral, gemma, qwen, olmo, phi, smollm, bloom, falcon, glm)
+_FAMILIES = (llama, gpt2, mistral, gemma, qwen, olmo, phi, smollm, bloom, falcon, glm, deepseek)
 
 PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {name: values for family in _FAMILIES for name, values in family.PRESETS.items()}

@@ -1,6 +1,7 @@
 """Mistral's published shapes, as values of the config's `model` section.
 
-Sources: Jiang et al. 2023 (7B; its window of 4,096 tokens is in version 0.1 only) and the released config files.
+Sources: Jiang et al. 2023 (7B; its window of 4,096 tokens is in version 0.1 only), Jiang et al. 2024 (Mixtral of 8
+experts, of which a token goes through 2) and the released config files.
 """
 
 from typing import Any
@@ -35,6 +36,15 @@ def _mistral(
     }
 
 
+def _mixtral(d_model: int, num_layers: int, num_heads: int, d_ff: int) -> dict[str, Any]:
+    dense = _mistral(d_model, num_layers, d_ff)
+    return dense | {
+        "family": "mixtral",
+        "attention": dense["attention"] | {"num_heads": num_heads},
+        "mlp": {"d_ff": d_ff, "experts": {"num_experts": 8, "experts_per_token": 2}},
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # name                       d_model  layers  d_ff
     "mistral-7b-v0.1": _mistral(4096, 32, 14_336, theta=10_000.0, window=4096),
@@ -44,6 +54,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mistral-small-22b": _mistral(6144, 56, 16_384, vocab_size=32_768, num_heads=48),
     "mistral-large-123b": _mistral(12_288, 88, 28_672, vocab_size=32_768, num_heads=96),
     "mistral-small-24b": _mistral(5120, 40, 32_768, vocab_size=131_072, theta=1e8),
+    # name                    d_model  layers  heads  d_ff
+    "mixtral-8x7b": _mixtral(4096, 32, 32, 14_336),
+    "mixtral-8x22b": _mixtral(6144, 56, 48, 16_384),
 }
 
 CONTEXT_LENGTHS: dict[str, int] = {
@@ -54,6 +67,8 @@ CONTEXT_LENGTHS: dict[str, int] = {
     "mistral-small-22b": 32_768,
     "mistral-large-123b": 131_072,
     "mistral-small-24b": 32_768,
+    "mixtral-8x7b": 32_768,
+    "mixtral-8x22b": 65_536,
 }
 """Tokens that the published weights attend over (Nemo's config says more than its makers do)."""
 
@@ -69,5 +84,16 @@ ALIASES: dict[str, str] = {
 }
 """Other names that people use."""
 
-NAMES: dict[str, names.Names] = {"mistral": names.LLAMA}
+_SPARSE = "model.layers.{}.block_sparse_moe."
+
+NAMES: dict[str, names.Names] = {
+    "mistral": names.LLAMA,
+    "mixtral": {
+        **names.LLAMA,
+        "layers.mlp.router.kernel": f"{_SPARSE}gate.weight",
+        "layers.mlp.experts.gate": f"{_SPARSE}experts.{{}}.w1.weight",
+        "layers.mlp.experts.up": f"{_SPARSE}experts.{{}}.w3.weight",
+        "layers.mlp.experts.down": f"{_SPARSE}experts.{{}}.w2.weight",
+    },
+}
 """Where parameters lie in Hugging Face's tensors, by family."""

@@ -1,8 +1,10 @@
 """What a family's name table is made of: where each parameter lies in the family's Hugging Face tensors.
 
-A table maps our names, of a layer without its number, to theirs, with `{}` in the number's place:
+A table maps our names, of a layer without its number, to theirs, with `{}` in the number's place, and in that of an
+expert's number where one array of ours has all experts of a layer:
 
     "layers.attention.query": "model.layers.{}.self_attn.q_proj.weight"
+    "layers.mlp.experts.gate": "model.layers.{}.mlp.experts.{}.gate_proj.weight"
 
 What follows from a parameter's declaration is not in the table: matrices and heads are stored [outputs, inputs] there,
 as torch's Linear does, and heads and their width are one dim. A `Place` says what does not follow.
@@ -64,3 +66,18 @@ QK_NORM: Names = {
 
 GATE_UP: Names = dict.fromkeys(("layers.mlp.gate", "layers.mlp.up"), Place(f"{_MLP}gate_up_proj.weight"))
 """Gate and up in one tensor."""
+
+EXPERTS: Names = {
+    "layers.mlp.router.kernel": f"{_MLP}gate.weight",
+    "layers.mlp.experts.gate": f"{_MLP}experts.{{}}.gate_proj.weight",
+    "layers.mlp.experts.up": f"{_MLP}experts.{{}}.up_proj.weight",
+    "layers.mlp.experts.down": f"{_MLP}experts.{{}}.down_proj.weight",
+}
+"""Names of routers and experts."""
+
+SHARED: Names = {
+    "layers.mlp.shared.gate": f"{_MLP}shared_experts.gate_proj.weight",
+    "layers.mlp.shared.up": f"{_MLP}shared_experts.up_proj.weight",
+    "layers.mlp.shared.down": f"{_MLP}shared_experts.down_proj.weight",
+}
+"""Names of the expert that all tokens share."""

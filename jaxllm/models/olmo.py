@@ -1,6 +1,7 @@
-"""OLMo 2's published shapes, as values of the config's `model` section.
+"""OLMo's published shapes, as values of the config's `model` section.
 
-Source: OLMo et al. 2024 (2 OLMo 2 Furious), section 3 and table 1, and the released config files.
+Sources: OLMo et al. 2024 (2 OLMo 2 Furious), section 3 and table 1; Muennighoff et al. 2024 (OLMoE), section 2 and
+appendix B; and the released config files.
 """
 
 from typing import Any
@@ -26,12 +27,23 @@ def _olmo2(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_f
     }
 
 
+_OLMOE: dict[str, Any] = {
+    "family": "olmoe",
+    "vocab_size": 50_304,
+    "d_model": 2048,
+    "num_layers": 16,
+    "attention": {"num_heads": 16, "num_kv_heads": 16, "rope": {"theta": 10_000.0}, "qk_norm": "projection"},
+    "mlp": {"d_ff": 1024, "experts": {"num_experts": 64, "experts_per_token": 8, "renormalise": False}},
+    "norm": {"kind": "rms", "epsilon": 1e-5},
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # name              d_model  layers  heads  kv heads  d_ff
     "olmo2-1b": _olmo2(2048, 16, 16, 16, 8192),
     "olmo2-7b": _olmo2(4096, 32, 32, 32, 11_008),
     "olmo2-13b": _olmo2(5120, 40, 40, 40, 13_824),
     "olmo2-32b": _olmo2(5120, 64, 40, 8, 27_648),
+    "olmoe-1b-7b": _OLMOE,
 }
 
 CONTEXT_LENGTHS: dict[str, int] = dict.fromkeys(PRESETS, 4096)
@@ -51,6 +63,7 @@ NAMES: dict[str, names.Names] = {
         **names.QK_NORM,
         "layers.attention_post_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
         "layers.mlp_post_norm.scale": "model.layers.{}.post_feedforward_layernorm.weight",
-    }
+    },
+    "olmoe": {**names.LLAMA, **names.QK_NORM, **names.EXPERTS},
 }
 """Where parameters lie in Hugging Face's tensors, by family."""

@@ -1,6 +1,7 @@
-"""Qwen's published dense shapes, as values of the config's `model` section.
+"""Qwen's published shapes, as values of the config's `model` section.
 
-Sources: Qwen Team 2024 (Qwen 2.5), section 2 and table 1; Yang et al. 2025 (Qwen 3), table 1; the released configs.
+Sources: Qwen Team 2024 (Qwen 2.5), section 2 and table 1; Yang et al. 2025 (Qwen 3), tables 1 and 2; the
+released configs.
 """
 
 from typing import Any
@@ -56,6 +57,15 @@ def _qwen3(*shape: int, tied: bool = False) -> dict[str, Any]:
     )
 
 
+def _qwen3_moe(*shape: int) -> dict[str, Any]:
+    """Of 128 experts a token goes through 8; d_ff is that of an expert."""
+    dense = _qwen3(*shape)
+    return dense | {
+        "family": "qwen3_moe",
+        "mlp": dense["mlp"] | {"experts": {"num_experts": 128, "experts_per_token": 8}},
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # name                  d_model  layers  heads  kv heads  d_ff
     "qwen2-0.5b": _qwen25(896, 24, 14, 2, 4864, small=True),
@@ -75,6 +85,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-8b": _qwen3(4096, 36, 32, 8, 12_288),
     "qwen3-14b": _qwen3(5120, 40, 40, 8, 17_408),
     "qwen3-32b": _qwen3(5120, 64, 64, 8, 25_600),
+    "qwen3-30b-a3b": _qwen3_moe(2048, 48, 32, 4, 768),
+    "qwen3-235b-a22b": _qwen3_moe(4096, 94, 64, 4, 1536),
 }
 
 CONTEXT_LENGTHS: dict[str, int] = {
@@ -83,8 +95,14 @@ CONTEXT_LENGTHS: dict[str, int] = {
 }
 """Tokens that the published base weights attend over."""
 
+CONTEXT_LENGTHS["qwen3-235b-a22b"] = 40_960  # released after training only
+
 ALIASES: dict[str, str] = {}
 """Other names that people use."""
 
-NAMES: dict[str, names.Names] = {"qwen2": names.LLAMA, "qwen3": {**names.LLAMA, **names.QK_NORM}}
+NAMES: dict[str, names.Names] = {
+    "qwen2": names.LLAMA,
+    "qwen3": {**names.LLAMA, **names.QK_NORM},
+    "qwen3_moe": {**names.LLAMA, **names.QK_NORM, **names.EXPERTS},
+}
 """Where parameters lie in Hugging Face's tensors, by family."""

@@ -23,8 +23,8 @@ from jaxllm.roofline.hardware import Chip
 from jaxllm.roofline.memory import BYTES
 
 _RING, _RING_AGAIN = 42, 10
-"""Passes over a device's queries that a step of the ring takes in scheduled TPU programs, forward and backward: keys and
-queries laid side by side for the kernels, results merged, gradients added in float32."""
+"""Passes over a device's queries that a step of the ring takes in scheduled TPU programs, forward and backward: keys
+and queries laid side by side for the kernels, results merged, gradients added in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +237,8 @@ def _traffic(work: Work, block: BlockConfig) -> float:
 
     Forward, values a token: two norms 2 x 2 D, two additions to the residual stream 2 x 3 D, rope 2 (N + K) H, the gate
     3 F; twice that backward, and once more for what is computed again. Of experts, a row: written in order and read for
-    the sum, 3 D, and around an exchange picked and put back, 4 D more; and 3 D F of each expert's weights. Around a ring
-    (`layers.ring`), a step: `_RING` passes over N H, and `_RING_AGAIN` where attention is computed again.
+    the sum, 3 D, and around an exchange picked and put back, 4 D more; and 3 D F of each expert's weights. A step of a
+    ring (`layers.ring`): `_RING` passes over N H, and `_RING_AGAIN` where attention is computed again.
     """
     model, attention, experts = work.model, block.attention, block.mlp.experts
     rotated = 2 * (attention.num_heads + attention.kv_heads) * model.head_dim(attention)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from make_goldens import GOLDEN, attention, logits, pad
+from make_goldens import GOLDEN, logits, pad, plain
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -117,7 +117,7 @@ def by_old_keys(directory: Path) -> PreTrainedModel:
 def options(directory: Path) -> dict[str, Any]:
     """How the golden files were computed."""
     config = json.loads((directory / "config.json").read_text())
-    return {"attn_implementation": attention(config), "dtype": torch.float32}
+    return {**plain(config), "dtype": torch.float32}
 
 
 def inputs(original: Path, model: PreTrainedModel) -> torch.Tensor:

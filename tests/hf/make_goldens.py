@@ -18,21 +18,24 @@ Each `golden/FAMILY/SHAPE/` holds `config.json` and `model.safetensors` as `save
 and `config_transformers4.json`, the same model in the schema of transformers 4 and of most published weights.
 
 Before a file is written the model is shown to be a fair judge: every weight and every key of the config named in
-`golden_shapes.py` moves the logits by more than 1e-3, float64 moves them by less than 8e-6, and the old schema by
-nothing.
+`golden_shapes.py` and `golden_mixtures.py` moves the logits by more than 1e-3, float64 by less than 8e-6, and the old
+schema by nothing.
 """
 
 import copy
 import json
 import shutil
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+import deepseek  # noqa: F401  (registers the model)
 import torch
+from golden_mixtures import MIXTURES
 from golden_shapes import SHAPES, Shape
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -46,7 +49,7 @@ def main(names: list[str]) -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for name, shape in SHAPES.items():
+    for name, shape in (SHAPES | MIXTURES).items():
         if not names or name in names or name.partition("/")[0] in names:
             make(name, shape)
 
@@ -70,8 +73,7 @@ def make(name: str, shape: Shape) -> None:
         "padded_mask": padded_mask.int(),
         "padded_logits": logits(model, padded_tokens, padded_mask),
     }
-    kind = attention(shape.config)
-    reloaded = AutoModelForCausalLM.from_pretrained(directory, attn_implementation=kind, dtype=torch.float32)
+    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **plain(shape.config))
     assert torch.equal(logits(reloaded, tokens), expected["logits"]), name
     old = old_schema(json.loads((directory / "config.json").read_text()))
     (directory / "config_transformers4.json").write_text(json.dumps(old, indent=2, sort_keys=True) + "\n")
@@ -92,12 +94,14 @@ def build(config: dict[str, Any]) -> PreTrainedModel:
     values = copy.deepcopy(config)
     model_type = values.pop("model_type")
     made = AutoConfig.for_model(model_type, pad_token_id=0, bos_token_id=1, eos_token_id=2, **values)
-    return AutoModelForCausalLM.from_config(made, attn_implementation=attention(config), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(made, dtype=torch.float32, **plain(config)).eval()
 
 
-def attention(config: dict[str, Any]) -> str:
-    """The plain implementation; but transformers 5.23's adds Falcon's ALiBi twice, in the mask and to the scores."""
-    return "sdpa" if config.get("alibi") else "eager"
+def plain(config: dict[str, Any]) -> dict[str, str]:
+    """The plain implementations; but transformers 5.23's adds Falcon's ALiBi twice, in the mask and to the scores."""
+    attention = {"attn_implementation": "sdpa" if config.get("alibi") else "eager"}
+    fused = config["model_type"] in ("mixtral", "qwen3_moe", "olmoe")  # others know no such option
+    return attention | ({"experts_implementation": "eager"} if fused else {})
 
 
 def randomise(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -109,7 +113,7 @@ def randomise(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 weight.copy_(at_rest + 0.3 * torch.randn_like(weight))
             else:
                 embedding = any(part in name for part in ("embed", "wte", "wpe"))
-                num_inputs = weight.shape[0 if ".c_" in name else 1]  # GPT-2's Conv1D is [in, out]
+                num_inputs = weight.shape[0 if ".c_" in name else -1]  # GPT-2's Conv1D is [in, out]
                 weight.copy_(torch.randn_like(weight) * (0.3 if embedding else 0.9 * num_inputs**-0.5))
             weight.copy_(weight.to(dtype))
 
@@ -118,6 +122,8 @@ def old_schema(config: dict[str, Any]) -> dict[str, Any]:
     """`config.json` as transformers 4 wrote it, without what it did not write."""
     config = {key: value for key, value in config.items() if key != "transformers_version"}
     config["torch_dtype"] = config.pop("dtype")
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts")
     ropes = config.pop("rope_parameters", None)
     layer_types = config.pop("layer_types", [])
     if config["model_type"] == "gemma":
@@ -195,12 +201,15 @@ def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def gradients(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of the mean next-token cross-entropy, by `grad.` and the weight's name."""
+    """Of the mean next-token cross-entropy, by `grad.` and the name of the weight's tensor on disk."""
     predicted = model(tokens, use_cache=False).logits[:, :-1]
     torch.nn.functional.cross_entropy(predicted.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    found = {f"grad.{name}": weight.grad for name, weight in model.named_parameters()}
-    assert all(value is not None and value.abs().max() > 0 for value in found.values())
-    return found
+    for weight in model.parameters():
+        assert weight.grad is not None and weight.grad.abs().max() > 0
+        weight.data = weight.grad
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return {f"grad.{name}": grad for name, grad in load_file(f"{directory}/model.safetensors").items()}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from published_bases import (
     SMOLLM3,
 )
 from published_long import PHI3_LONG, PHI4_MINI, SMOLLM
+from published_mixtures import DEEPSEEK_MOE, MIXTRAL, OLMOE, QWEN3_MOE
 
 _NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -187,5 +188,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glm4-9b": _config(GLM, 4096, 40, 32, 2, 13_696),
     "glm4-9b-0414": _config(GLM4, 4096, 40, 32, 2, 13_696),
     "glm4-32b-0414": _config(GLM4, 6144, 61, 48, 2, 23_040, attention_bias=False),
+    "mixtral-8x7b": _config(MIXTRAL, 4096, 32, 32, 8, 14_336),
+    "mixtral-8x22b": _config(
+        MIXTRAL, 6144, 56, 48, 8, 16_384, max_position_embeddings=65_536, router_aux_loss_coef=0.001
+    ),
+    "qwen3-30b-a3b": _qwen(QWEN3_MOE, 2048, 48, 32, 4, 6144, moe_intermediate_size=768),
+    "qwen3-235b-a22b": _qwen(
+        QWEN3_MOE, 4096, 94, 64, 4, 12_288, moe_intermediate_size=1536, max_position_embeddings=40_960
+    ),
+    "olmoe-1b-7b": _config(OLMOE, 2048, 16, 16, 16, 1024),
+    "deepseek-moe-16b": _config(DEEPSEEK_MOE, 2048, 28, 16, 16, 10_944),
 }
 """Name of the preset -> its config.json."""

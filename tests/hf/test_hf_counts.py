@@ -8,7 +8,8 @@ import pytest
 from jaxllm.cli import main
 from jaxllm.models import PRESETS
 
-COUNTS = json.loads(Path(__file__).with_name("golden").joinpath("counts.json").read_text())
+GOLDEN = Path(__file__).with_name("golden")
+COUNTS, ACTIVE = (json.loads((GOLDEN / name).read_text()) for name in ("counts.json", "active.json"))
 
 
 def test_show_counts_every_preset_as_transformers_does(capsys):
@@ -16,5 +17,6 @@ def test_show_counts_every_preset_as_transformers_does(capsys):
     for name in PRESETS:
         with pytest.raises(SystemExit, match="0"):
             main(["show", "--preset", name, "--json"])
-        found[name] = json.loads(capsys.readouterr().out)["parameters"]["total"]
-    assert found == COUNTS
+        parameters = json.loads(capsys.readouterr().out)["parameters"]
+        found[name] = parameters["total"], parameters["active"]
+    assert found == {name: (total, ACTIVE.get(name, total)) for name, total in COUNTS.items()}
