@@ -25,7 +25,7 @@ _MIXTRAL = SMALL | {
     "rope_parameters": rope(),
 }
 _EXPERTS_MATTER: dict[str, Any] = {"num_experts_per_tok": 3}
-_add("mixtral/gqa", _MIXTRAL, _DENSE_MATTERS | _EXPERTS_MATTER, gradients=True)
+_add("mixtral/gqa", _MIXTRAL, _DENSE_MATTERS | _EXPERTS_MATTER)
 _add(
     "mixtral/mha_window_tied",
     _MIXTRAL
@@ -40,7 +40,6 @@ _add(
     },
     {"sliding_window": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False},
 )
-_add("mixtral/one_expert_bfloat16", _MIXTRAL | {"num_experts_per_tok": 1}, dtype="bfloat16", shard_size="4KB")
 
 # --- Qwen 3 with experts ---
 
@@ -55,12 +54,6 @@ _QWEN3_MOE = SMALL | {
     "norm_topk_prob": True,
     "rope_parameters": rope(),
 }
-_RENORMALISED: dict[str, Any] = _EXPERTS_MATTER | {"norm_topk_prob": False}
-_add(
-    "qwen3_moe/gqa",
-    _QWEN3_MOE | {"intermediate_size": 18},
-    _DENSE_MATTERS | _RENORMALISED | {"num_experts_per_tok": 2},
-)
 _add(
     "qwen3_moe/every_second_layer_plain_gates",
     _QWEN3_MOE
@@ -76,17 +69,18 @@ _add(
     {"norm_topk_prob": True, "attention_bias": False, "tie_word_embeddings": False},
 )
 _add(
-    "qwen3_moe/dense_layers_and_a_window",
+    "qwen3_moe/first_layer_dense_and_a_window",
     _QWEN3_MOE
     | {
-        "num_hidden_layers": 4,
-        "mlp_only_layers": [0, 3],
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [0],
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "use_sliding_window": True,
         "sliding_window": 7,
     },
-    _RENORMALISED | {"sliding_window": 8, "use_sliding_window": False},
+    _DENSE_MATTERS
+    | {"num_experts_per_tok": 3, "norm_topk_prob": False, "sliding_window": 8, "use_sliding_window": False},
 )
 
 # --- OLMoE ---
@@ -135,34 +129,23 @@ _add(
     "deepseek/first_layer_dense",
     _DEEPSEEK,
     _DENSE_MATTERS | {"num_experts_per_tok": 2, "norm_topk_prob": True},
-    gradients=True,
 )
 _add(
     "deepseek/every_second_layer_renormalised",
     _DEEPSEEK
     | {
         "vocab_size": 67,
-        "num_hidden_layers": 5,
-        "first_k_dense_replace": 2,
+        "num_hidden_layers": 4,
+        "first_k_dense_replace": 0,
         "moe_layer_freq": 2,
         "n_routed_experts": 4,
         "n_shared_experts": 1,
-        "num_experts_per_tok": 2,
+        "num_experts_per_tok": 3,
         "num_key_value_heads": 2,
         "norm_topk_prob": True,
         "attention_bias": True,
     },
-    {"norm_topk_prob": False, "num_experts_per_tok": 1, "attention_bias": False},
-)
-_add(
-    "deepseek/none_shared_tied",
-    _DEEPSEEK
-    | {
-        "num_hidden_layers": 2,
-        "intermediate_size": 18,
-        "n_shared_experts": None,
-        "first_k_dense_replace": 0,
-        "tie_word_embeddings": True,
-    },
-    {"tie_word_embeddings": False},
+    {"norm_topk_prob": False, "num_experts_per_tok": 2, "attention_bias": False},
+    dtype="bfloat16",
+    shard_size="8KB",
 )
