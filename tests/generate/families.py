@@ -6,6 +6,7 @@ from jaxllm.config import (
     AttentionConfig,
     BlockConfig,
     DynamicScaling,
+    ExpertsConfig,
     LongRopeScaling,
     MLPConfig,
     ModelConfig,
@@ -31,14 +32,15 @@ SCALINGS = {
 
 
 def published() -> list[BlockConfig]:
-    """A block of every kind that a published model has, as far as keys and values go."""
+    """A block of every kind that a published model has, as far as keys, values and experts go."""
     data = {"phases": [{"steps": 1, "sequence_length": 8}]}
     models = [load({"model": {"preset": name}, "data": data}, presets=PRESETS).model for name in PRESETS]
     blocks = dict.fromkeys(small(block) for model in models for block in dict.fromkeys(model.blocks))
     # the rest comes before a cache, and is the same with one and without; sizes differ between those that are taken
-    kinds = {
-        (one.attention.positions, one.attention.window, one.attention.soft_cap, one.branches): one for one in blocks
-    }
+    kinds: dict[tuple[object, ...], BlockConfig] = {}
+    for one in blocks:
+        attention = one.attention
+        kinds[attention.positions, attention.window, attention.soft_cap, one.branches, bool(one.mlp.experts)] = one
     return list(kinds.values())
 
 
@@ -56,7 +58,11 @@ def small(block: BlockConfig) -> BlockConfig:
         soft_cap=1.0 if attention.soft_cap else 0.0,
         rope=msgspec.structs.replace(attention.rope, theta=50.0, scaling=None),
     )
-    return msgspec.structs.replace(block, attention=attention, mlp=msgspec.structs.replace(block.mlp, d_ff=16))
+    mlp = msgspec.structs.replace(block.mlp, d_ff=16)
+    if experts := mlp.experts:
+        few = {"num_experts": 4, "experts_per_token": 2, "shared_d_ff": 24 if experts.shared_d_ff else 0}
+        mlp = msgspec.structs.replace(mlp, experts=msgspec.structs.replace(experts, **few))
+    return msgspec.structs.replace(block, attention=attention, mlp=mlp)
 
 
 def plain(window: int = 0, scaling: str = "") -> BlockConfig:
@@ -64,6 +70,12 @@ def plain(window: int = 0, scaling: str = "") -> BlockConfig:
     rope = RopeConfig(theta=50.0, scaling=SCALINGS[scaling] if scaling else None)
     attention = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=HEAD_DIM, rope=rope, window=window)
     return BlockConfig(attention=attention, mlp=MLPConfig(d_ff=16))
+
+
+def sparse() -> BlockConfig:
+    """Llama's block with experts and a shared one, as DeepSeekMoE's."""
+    experts = ExpertsConfig(num_experts=4, experts_per_token=2, shared_d_ff=24, renormalise=False)
+    return msgspec.structs.replace(plain(), mlp=MLPConfig(d_ff=16, experts=experts))
 
 
 def stack(blocks: list[BlockConfig], repeats: int = 2, **fields: object) -> ModelConfig:

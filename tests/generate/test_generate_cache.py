@@ -123,6 +123,16 @@ def test_on_a_mesh_pieces_give_what_one_device_gives(mixed):
     assert held.shape == (2, 1, 1, families.WINDOW, families.HEAD_DIM), "a row of a head of a ring a device"
 
 
+def test_experts_on_other_devices_give_what_one_device_gives():
+    """A token goes where its expert is, alone too; padding goes there as well, and changes nothing of the others."""
+    model, arrays = families.stack([families.sparse()], repeats=1), text()
+    reader = Reader(model, MeshConfig(fsdp=1, expert=2, tensor=2))
+    found = np.concatenate(reader.in_pieces([23, 1], *arrays), axis=1)
+    other = arrays[0].copy()
+    other[arrays[2] == 0] = 5
+    assert_equal(found, Reader(model).whole(other, *arrays[1:]), arrays[2])
+
+
 def test_a_slot_with_a_window_keeps_no_more_than_the_window(mixed):
     with jax.set_mesh(mixed.running.mesh):
         cache = mixed.empty(2, LENGTH)
