@@ -5,6 +5,8 @@ pipe, a log file, continuous integration) plain lines without escape codes: one 
 grows older, at least one a minute. All of it goes to standard output, since `jaxllm train` prints nothing else there;
 libraries' warnings go to standard error.
 
+MaxVio is how far the fullest expert of a layer is above the mean: its load over theirs, less 1; the mean over layers.
+
 Text that comes from outside (samples, names, notes) loses its control characters, so that no sample can move the
 cursor or change the terminal's state. Long names are folded; a path stays on one line, to be copied.
 
@@ -12,6 +14,7 @@ The fields of facts and records are those of metrics.jsonl and events.jsonl: see
 but a record's step and loss may be absent.
 """
 
+import statistics
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -205,6 +208,8 @@ class _Progress:
             parts.append(f"MFU {figures.percent(record['mfu'])}")
         if "grad_norm" in record:
             parts.append(f"gradient norm {figures.three_digits(record['grad_norm'])}")
+        if "max_violation" in record:
+            parts.append(f"MaxVio {figures.three_digits(statistics.fmean(record['max_violation']))}")
         if "learning_rate" in record:
             parts.append(f"rate {figures.three_digits(record['learning_rate'])}")
         return parts

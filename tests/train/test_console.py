@@ -127,6 +127,13 @@ def test_header_and_result_name_what_matters(plain):
         assert line in written().splitlines()
 
 
+def test_a_step_of_a_model_with_experts_tells_how_full_the_fullest_is_in_the_mean_over_layers(plain):
+    console, _, written = plain
+    console.start(FACTS)
+    console.step({"step": 5, "loss": 5.0, "max_violation": [0.25, 0.75], "learning_rate": 3e-4})
+    assert "step 5/1,000  loss 5.0000  MaxVio 0.500  rate 3.00e-4" in written().splitlines()
+
+
 def test_a_resumed_run_says_so(plain):
     console, _, written = plain
     console.start({**FACTS, "event": "resumed", "attempt": 2, "step": 400})

@@ -6,7 +6,8 @@
     frame     what all charts share; the chart of one quantity
     pace      throughput, stalls, the slowest process
     sources   losses by source
-    watched   norms by group, activations and attention logits by layer
+    watched   norms by group; activations, attention logits and the balance of experts by layer
+    loads     the load of experts over time, as heat maps
     charts    a run's or several runs' charts: what is drawn
     page      the whole report
     picture   the stand-alone SVG

@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxllm.storage import Place, is_url, open_storage
 from jaxllm.train import figures
+from jaxllm.train.report import loads
 from jaxllm.train.report.chart import draw, read_out
 from jaxllm.train.report.charts import build
 from jaxllm.train.report.frame import colour_of
@@ -55,7 +56,7 @@ def _page(runs: list[Run]) -> str:
     body = "".join(
         [
             _header(runs, title),
-            f"<main>{''.join(draw(chart) for chart in charts)}</main>",
+            f"<main>{''.join(draw(chart) for chart in charts)}{loads.draw(runs)}</main>",
             *(_texts(run, alone=len(runs) == 1) for run in runs),
         ]
     )

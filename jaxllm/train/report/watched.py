@@ -1,4 +1,4 @@
-"""What was watched of a run: norms by group of parameters, and the layers' activations and attention logits.
+"""What was watched of a run: norms by group of parameters, and what there is a number a layer of.
 
 A model may have a hundred layers, so a chart of them has three curves: the largest of a step's values, their median
 and the smallest; a note names the layer of the largest.
@@ -22,6 +22,13 @@ _LAYERS = (
     ("activation_max", "Largest activation", "magnitude behind a layer"),
     ("attention_logit_max", "Largest attention logit", "of a layer, before a soft cap"),
 )
+_MIXTURES = (
+    ("max_violation", "MaxVio", "largest load of a layer's experts over their mean, less 1"),
+    ("router_entropy", "Router entropy", "nats, mean over the tokens of a layer"),
+    ("bias_spread", "Balancing bias", "largest of a layer less its smallest"),
+)
+"""Of the layers that have experts."""
+
 _COLOURS = ("run-0", "run-2", "run-3", "run-4", "run-5", "run-6", "run-7")
 
 
@@ -34,9 +41,10 @@ def charts(runs: list[Run]) -> list[Chart]:
         names = dict.fromkeys(name for record in run.records for name in record if name.startswith(prefix))
         if names:
             found.append(_by_group(run, prefix, list(names), title, unit))
-    for field, title, unit in _LAYERS:
+    for field, title, unit in (*_LAYERS, *_MIXTURES):
         looks = [(record["step"], record[field]) for record in run.records if field in record]
-        if looks:
+        # a run without balancing biases tells that they do not spread
+        if looks and (field != "bias_spread" or any(any(values) for _, values in looks)):
             found.append(_over_layers(run, field, looks, title, unit))
     return found
 
@@ -66,6 +74,8 @@ def _over_layers(run: Run, field: str, looks: list[tuple[int, list[float]]], tit
     step, values = looks[-1]
     layer = max(range(len(values)), key=lambda index: (not math.isfinite(values[index]), values[index]))
     where = f"layer {layer} of 0 to {len(values) - 1}"
+    if any(field == one[0] for one in _MIXTURES):
+        where += ", of those that have experts"
     return _chart(run, field, title, unit, curves, [f"At step {figures.integer(step)} the largest is that of {where}."])
 
 
