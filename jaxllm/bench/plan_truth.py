@@ -103,6 +103,12 @@ PAIRS: Mapping[str, Pair] = {
         length=8192,
         rows=64,
     ),
+    "mixtral-v5p-fsdp8-expert8": Pair(
+        preset="mixtral-8x7b", machine=_tpu("v5p", 4, 4, 4), mesh={"fsdp": 8, "expert": 8}, rows=64
+    ),
+    "mixtral-v5p-fsdp4-expert4-tensor4": Pair(
+        preset="mixtral-8x7b", machine=_tpu("v5p", 4, 4, 4), mesh={"fsdp": 4, "expert": 4, "tensor": 4}, rows=64
+    ),
     "8b-h100-fsdp8": Pair(preset=_8B, machine=_h100(1, 8), mesh={"fsdp": 8}, rows=8),
     "8b-h100-fsdp4-tensor2-dots": Pair(
         preset=_8B,

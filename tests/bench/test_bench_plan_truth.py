@@ -42,6 +42,26 @@ RECORDED = {
             (SUM, ("fsdp", "tensor")): 5275792,
         },
     ),
+    "mixtral-v5p-fsdp8-expert8": (
+        17078018464,
+        {
+            (GATHER, FSDP): 22548600000,
+            (SCATTER, FSDP): 22548600000,
+            ("all-to-all", ("expert",)): 13428300000,
+            (SUM, ("fsdp", "expert")): 12319700000,
+        },
+    ),
+    "mixtral-v5p-fsdp4-expert4-tensor4": (
+        21112409984,
+        {
+            ("all-to-all", ("expert",)): 53713300000,
+            (SUM, TENSOR): 21747700000,
+            (GATHER, FSDP): 11274300000,
+            (SCATTER, FSDP): 11274300000,
+            (SCATTER, ("fsdp", "expert")): 1608500000,
+            (GATHER, ("fsdp", "expert")): 1477400000,
+        },
+    ),
     "8b-h100-fsdp8": (20514568928, {(GATHER, FSDP): 30018633760, (SCATTER, FSDP): 32119980032}),
     "70b-h100-fsdp64": (
         28789396960,
