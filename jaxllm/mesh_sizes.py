@@ -86,6 +86,9 @@ def slice_sizes(config: MeshConfig, sizes: Mapping[str, int]) -> dict[str, int]:
     )
 
 
+_EXPERTS = "model.mlp.experts"
+
+
 def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
     """Refuse a mesh that cannot split a model evenly.
 
@@ -110,19 +113,18 @@ def check_model(model: ModelConfig, sizes: Mapping[str, int]) -> None:
             raise ValueError(
                 f"mesh.pipe = {stages}: a pipeline does not balance experts (model.mlp.experts); set mesh.pipe = 1"
             )
-    needs.append((f"mesh.fsdp x mesh.expert = {dense}", dense, "model.d_model", model.d_model))
     for block in model.blocks:
+        if experts := block.mlp.experts:
+            needs.append(
+                (f"mesh.expert = {sizes[EXPERTS]}", sizes[EXPERTS], f"{_EXPERTS}.num_experts", experts.num_experts)
+            )
+            needs.append((f"mesh.tensor = {tensor}", tensor, f"{_EXPERTS}.shared_d_ff", experts.shared_d_ff))
         needs += [
             (f"mesh.tensor = {tensor}", tensor, "model.attention.num_heads", block.attention.num_heads),
             (f"mesh.tensor = {tensor}", tensor, "model.attention.num_kv_heads", block.attention.kv_heads),
             (f"mesh.tensor = {tensor}", tensor, "model.mlp.d_ff", block.mlp.d_ff),
         ]
-        if experts := block.mlp.experts:
-            name = "model.mlp.experts"
-            needs += [
-                (f"mesh.expert = {sizes[EXPERTS]}", sizes[EXPERTS], f"{name}.num_experts", experts.num_experts),
-                (f"mesh.tensor = {tensor}", tensor, f"{name}.shared_d_ff", experts.shared_d_ff),
-            ]
+    needs.append((f"mesh.fsdp x mesh.expert = {dense}", dense, "model.d_model", model.d_model))
     for what, size, field, value in needs:
         if value % size:
             raise ValueError(f"{what} does not divide {field} = {value}; choose a divisor of {value}")
