@@ -114,7 +114,7 @@ def forward():
     @tiny.quick_jit
     def function(x, positions, segments, cotangent):
         decoder = merge(running.decoder, params)
-        result, pull = jax.vjp(lambda x: decoder.final(decoder.blocks(x, positions, segments)), x)
+        result, pull = jax.vjp(lambda x: decoder.final(decoder.blocks(x, positions, segments)[0]), x)
         return result, pull(cotangent)[0]
 
     def run(*arrays):
