@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,9 @@ from jaxllm.config import DynamicScaling
 from jaxllm.generate.cache import make_cache
 from jaxllm.generate.draw import Sampling, draw
 from jaxllm.layers.cached import Caches
-from jaxllm.layers.param import Tree
+from jaxllm.layers.param import Tree, leaves
 from jaxllm.layers.rope import changes
-from jaxllm.models.decoder import Decoder, merge
+from jaxllm.models.decoder import Decoder, declarations, merge
 from jaxllm.sharding import num_shards, platform
 
 logger = logging.getLogger("jaxllm")
@@ -60,8 +60,7 @@ class Generator:
         # a call of one token leaves nothing of the sequence to share
         recipe = dataclasses.replace(decoder.recipe, rules=dataclasses.replace(rules, sequence_parallel=False))
         self._decoder, self._vocab_size = Decoder(decoder.config, recipe), vocab_size
-        # once, not again for every token
-        self._params = jax.tree.map(lambda x: x if x.dtype == recipe.compute else x.astype(recipe.compute), params)
+        self._params = in_compute(self._decoder, params)  # once, not again for every token
         self._ropes = {block.attention.rope for block in decoder.config.blocks if block.attention.positions == "rope"}
         self._read = jax.jit(self._read_call, static_argnames=("num_places", "sampling"))
         self._step = jax.jit(self._step_call, static_argnames="sampling", donate_argnames="cache")
@@ -218,6 +217,18 @@ class Generator:
         x_BTD, cache = model.extend(tokens_BT, positions_BT, segments_BT, cache)
         logits_BV = jax.reshard(model.logits(x_BTD[:, -1:]), jax.P(None, None, None))[:, 0, : self._vocab_size]
         return draw(logits_BV, sampling, key), cast(Caches, cache)
+
+
+def in_compute(decoder: Decoder, params: Tree) -> Tree:
+    """Parameters in the dtype that products read them in; routers' stay, for they are read in float32."""
+    dtype, declared = decoder.recipe.compute, leaves(declarations(decoder))
+    kept = {name for name, declaration in declared if declaration.role in ("router", "balance")}
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        name = ".".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        return x if name in kept or x.dtype == dtype else x.astype(dtype)
+
+    return jax.tree.map_with_path(one, params)
 
 
 @functools.cache

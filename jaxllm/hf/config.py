@@ -13,6 +13,7 @@ from typing import Any, get_args
 import msgspec
 
 from jaxllm.config import ModelConfig
+from jaxllm.config.base import Section
 from jaxllm.config.errors import nearest, show
 from jaxllm.config.model import Family
 from jaxllm.hf import experts, families, newer, older
@@ -247,7 +248,7 @@ def effective(model: ModelConfig) -> dict[str, Any]:
         attention = block.attention
         head_dim = model.head_dim(attention)
         tree |= {
-            f"layers.{number}.mlp": block.mlp,
+            **_flat(f"layers.{number}.mlp", block.mlp),
             f"layers.{number}.norm": block.norm,
             f"layers.{number}.norm_placement": block.norm_placement,
             f"layers.{number}.branches": block.branches,
@@ -260,4 +261,15 @@ def effective(model: ModelConfig) -> dict[str, Any]:
                 **({} if attention.positions == "rope" else {"rope": type(attention.rope)()}),
             ),
         }
+    return tree
+
+
+def _flat(place: str, section: Section | None) -> dict[str, Any]:
+    """The fields of a section and of those in it, by dotted name."""
+    if section is None:
+        return {place: "none"}
+    tree: dict[str, Any] = {}
+    for name in section.__struct_fields__:
+        value = getattr(section, name)
+        tree |= _flat(f"{place}.{name}", value) if name == "experts" else {f"{place}.{name}": value}
     return tree

@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from jaxllm.config import MeshConfig, ModelConfig
-from jaxllm.generate.engine import Generator
-from jaxllm.models.decoder import merge
+from jaxllm.generate.engine import Generator, in_compute
+from jaxllm.layers.param import Recipe, leaves
+from jaxllm.models.decoder import Decoder, merge
 
 VOCAB = 60
 """Of 64 rows of the embedding."""
@@ -103,3 +104,11 @@ def test_a_mesh_over_which_no_cache_lies_is_refused():
     running = tiny.program(tiny.experiment(model, MeshConfig(pipe=2, fsdp=1), shape=(8, LENGTH)))
     with pytest.raises(ValueError, match=r"mesh.pipe: .* set mesh.pipe = 1"):
         Generator(running.decoder, {}, VOCAB)
+
+
+def test_routers_are_read_as_in_training_and_other_parameters_are_cast_once():
+    model = families.stack([families.sparse()], repeats=2)
+    cast = in_compute(Decoder(model, Recipe(compute="bfloat16")), tiny.make_params(model))
+    found = {name: str(x.dtype) for name, x in leaves(cast)}
+    assert found.pop("period.0.mlp.router.kernel") == "float32"
+    assert set(found.values()) == {"bfloat16"}

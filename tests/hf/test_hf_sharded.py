@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from parity import GOLDEN, on
 from test_hf_roundtrip import contents
 
-from jaxllm.config import AttentionConfig, MeshConfig, MLPConfig, ModelConfig, NormConfig
+from jaxllm.config import AttentionConfig, BlockConfig, ExpertsConfig, MeshConfig, MLPConfig, ModelConfig, NormConfig
 from jaxllm.hf.load import load_tensors, match, read_config, read_piece
 from jaxllm.hf.names import entries
 from jaxllm.hf.safetensors import open_tensors
@@ -16,7 +16,8 @@ from jaxllm.hf.save import save
 from jaxllm.layers.param import Recipe, leaves
 from jaxllm.models.decoder import Decoder, declarations, nest
 
-MESH = MeshConfig(fsdp=2, tensor=4)
+MESH, EXPERTS_MESH = MeshConfig(fsdp=2, tensor=4), MeshConfig(fsdp=2, expert=2, tensor=2)
+ATTENTION = AttentionConfig(num_heads=4)
 LAYER_NORM = NormConfig(kind="layer")
 MODELS = {
     "llama": ModelConfig(
@@ -55,6 +56,15 @@ MODELS = {
         norm=LAYER_NORM,
         branches="parallel",
     ),
+    "deepseek": ModelConfig(
+        family="deepseek",
+        vocab_size=64,
+        d_model=16,
+        num_layers=3,
+        attention=ATTENTION,
+        mlp=MLPConfig(d_ff=8, experts=ExpertsConfig(num_experts=4, experts_per_token=2, shared_d_ff=16)),
+        prefix=(BlockConfig(attention=ATTENTION, mlp=MLPConfig(d_ff=24), norm=NormConfig()),),
+    ),
 }
 """One of each way that tensors hold parameters, divisible by the mesh."""
 
@@ -70,6 +80,10 @@ def draw(config):
     return drawn, nest({name: jax.device_put(value, whole) for name, value in drawn.items()})
 
 
+def mesh_of(config):
+    return EXPERTS_MESH if config.mlp.experts else MESH
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def saved(request, tmp_path_factory):
     """A model, its parameters, and a directory of them."""
@@ -83,7 +97,7 @@ def saved(request, tmp_path_factory):
 def test_arrays_on_a_mesh_are_those_of_one_device_and_are_read_once(saved, tmp_path):
     config, params, directory = saved
     tensors = open_tensors(directory)
-    mesh, recipe = on(MESH, jax.devices())
+    mesh, recipe = on(mesh_of(config), jax.devices())
     with jax.set_mesh(mesh):
         tree = load_tensors(tensors, recipe, config)
         save(tmp_path / "again", config, tree, dtype="float32", length=20)
@@ -98,7 +112,7 @@ def test_arrays_on_a_mesh_are_those_of_one_device_and_are_read_once(saved, tmp_p
 def test_a_process_reads_its_share(saved):
     config, _, directory = saved
     tensors, places = open_tensors(directory), match(open_tensors(directory), config)
-    mesh, recipe = on(MESH, jax.devices())
+    mesh, recipe = on(mesh_of(config), jax.devices())
     ours, wanted, everything = set(mesh.devices.flat[:4]), 0, 0
     for name, declared in leaves(declarations(Decoder(config, recipe))):
         spec = recipe.rules.storage(declared.axes)
