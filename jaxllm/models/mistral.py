@@ -81,6 +81,7 @@ ALIASES: dict[str, str] = {
     "mistral-large-instruct-2411": "mistral-large-123b",
     "mistral-small-24b-base-2501": "mistral-small-24b",
     "mistral-small-24b-instruct-2501": "mistral-small-24b",
+    "mixtral-8x7b-v0.1": "mixtral-8x7b",
 }
 """Other names that people use."""
 

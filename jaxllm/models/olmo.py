@@ -54,6 +54,7 @@ ALIASES: dict[str, str] = {
     "olmo-2-1124-7b": "olmo2-7b",
     "olmo-2-1124-13b": "olmo2-13b",
     "olmo-2-0325-32b": "olmo2-32b",
+    "olmoe-1b-7b-0924": "olmoe-1b-7b",
 }
 """Other names that people use."""
 

@@ -112,6 +112,10 @@ def test_layers_of_a_period_differ_where_the_releases_say_so():
         ("microsoft/phi-4", "phi4"),
         ("microsoft/Phi-3-mini-4k-instruct", "phi3-mini-4k"),
         ("zai-org/GLM-4-9B-0414", "glm4-9b-0414"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
+        ("Qwen/Qwen3-30B-A3B-Base", "qwen3-30b-a3b"),
+        ("allenai/OLMoE-1B-7B-0924-Instruct", "olmoe-1b-7b"),
+        ("deepseek-ai/deepseek-moe-16b-chat", "deepseek-moe-16b"),
     ],
 )
 def test_likely_spellings(name, preset):
