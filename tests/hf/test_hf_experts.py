@@ -67,7 +67,11 @@ REFUSED = [
     (DEEPSEEK, {"topk_method": "greedy"}, r"topk_method = \"greedy\": jaxllm does not know what it changes"),
     ("mixtral/gqa", {"num_local_experts": 0}, r"num_local_experts = 0: use 1 or more"),
     ("mixtral/gqa", {"num_experts": 6}, r"num_experts = 6: another name of this key says 5"),
-    ("mixtral/gqa", {"num_experts_per_tok": 6}, r"num_experts_per_tok = 6: use 1 or more, and at most num_local_experts = 5"),
+    (
+        "mixtral/gqa",
+        {"num_experts_per_tok": 6},
+        r"num_experts_per_tok = 6: use 1 or more, and at most num_local_experts = 5",
+    ),
     ("mixtral/gqa", {"norm_topk_prob": False}, r"norm_topk_prob = false: jaxllm does not know what it changes"),
     (QWEN, {"moe_intermediate_siz": 3}, r"moe_intermediate_siz = 3: did you mean moe_intermediate_size\?"),
     (QWEN, {"mlp_only_layers": [0.5]}, r"mlp_only_layers = 0.5: use a whole number"),
