@@ -57,6 +57,18 @@ def register(commands: Any) -> None:
     guard.add_argument("config", help="experiment, a TOML file")
     guard.add_argument("--pairs", type=int, default=100, help="steps of each (100)")
     guard.epilog = OVERRIDES
+    experts = add("experts", _experts, "Time an experiment with experts beside a dense one and ones with more experts.")
+    experts.add_argument("config", help="experiment, a TOML file")
+    experts.add_argument("--turns", type=int, default=10, help="timed steps of each (10)")
+    experts.add_argument("--times", type=int, default=8, help="how many times more experts (8)")
+    experts.epilog = OVERRIDES
+    balance = add(
+        "balance", _balance, "Train an experiment with experts balanced by a bias, by a loss, and not at all."
+    )
+    balance.add_argument("config", help="experiment, a TOML file")
+    balance.add_argument("--seeds", type=int, default=3, help="runs of each (3)")
+    balance.add_argument("--steps", type=int, default=0, help="of a run (the experiment's)")
+    balance.epilog = OVERRIDES
     truth = add("plan-truth", _plan_truth, "Put the plan's memory and communication beside the real compilers'.")
     truth.add_argument("pairs", nargs="*", metavar="PAIR", help="model, chips and mesh (all; minutes each)")
     order = add("plan-rank", _plan_rank, "Put the plan's order of meshes beside that of the TPU compiler's programs.")
@@ -173,6 +185,25 @@ def _guard(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     result = guard.measure(load(arguments, rest), arguments.pairs)
     print(json.dumps(result, indent=2) if arguments.json else guard.text(result))
     return DONE if result["identical"] else FAILED
+
+
+def _experts(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import experts
+
+    result = experts.measure(load(arguments, rest), arguments.turns, arguments.times)
+    print(json.dumps(result, indent=2) if arguments.json else experts.text(result))
+    return DONE
+
+
+def _balance(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import balance
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = balance.measure(load(arguments, rest), arguments.seeds, arguments.steps, say)
+    print(json.dumps(result, indent=2) if arguments.json else balance.text(result))
+    return DONE if all(claim["held"] for claim in result["claims"]) else FAILED
 
 
 def _plan_truth(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

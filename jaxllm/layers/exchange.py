@@ -17,7 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm.layers.dispatch import Order, Weights, gather_sum, run_experts, sort
+from jaxllm.layers.dispatch import run_experts
+from jaxllm.layers.expert_blocks import Weights
+from jaxllm.layers.order import Order, gather_sum, sort
 from jaxllm.mesh_sizes import round_rows
 
 
@@ -63,7 +65,7 @@ def exchange(
 
     num_rows, dim = experts_NK.size, x_ND.shape[1]
     made_MD = jax.lax.fori_loop(0, plan.num_rounds, turn, jnp.zeros_like(x_ND, shape=(num_rows, dim)))
-    return gather_sum(made_MD, plan.order, experts_NK.shape[1], 0)
+    return gather_sum(made_MD, plan.order, experts_NK.shape[1])
 
 
 type _Saved = tuple[jax.Array, jax.Array, Weights, jax.Array]
@@ -105,7 +107,7 @@ def _backward(
         jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), weights),
     )
     drows_MD, dgates_M, dweights = jax.lax.fori_loop(0, plan.num_rounds, turn, zeros)
-    dx_ND = gather_sum(drows_MD, plan.order, num_choices, 0)
+    dx_ND = gather_sum(drows_MD, plan.order, num_choices)
     dgates_NK = dgates_M[plan.order.place_M].reshape(gates_NK.shape)
     return dx_ND, dgates_NK, jax.tree.map(lambda a, w: a.astype(w.dtype), dweights, weights), None
 

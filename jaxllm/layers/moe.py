@@ -14,8 +14,9 @@ import msgspec
 from jax.sharding import PartitionSpec
 
 from jaxllm.config import ExpertsConfig, MLPConfig
-from jaxllm.layers.dispatch import Weights, run_experts
+from jaxllm.layers.dispatch import run_experts
 from jaxllm.layers.exchange import exchange
+from jaxllm.layers.expert_blocks import Weights
 from jaxllm.layers.linear import enter, leave, plain
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.param import Declaration, Layer, Recipe
