@@ -34,7 +34,7 @@ AUXILIARY = 0.01
 LAST = 50
 """Steps at the end over which a load is averaged."""
 
-_QUARTER, _MARGIN = 0.25, 0.01
+_MOST_OF_UNBALANCED, _MOST_ABOVE = 0.25, 0.01
 
 
 def measure(
@@ -56,8 +56,10 @@ def measure(
     Raises:
         ValueError: the experiment has no experts or several phases, a number is too small, or as `train` does.
     """
-    if num_seeds < 1 or num_steps < 0:
-        raise ValueError(f"--seeds {num_seeds} --steps {num_steps}: use 1 seed or more, and 0 steps or more")
+    if num_seeds < 1:
+        raise ValueError(f"--seeds {num_seeds}: train one at least")
+    if num_steps < 0:
+        raise ValueError(f"--steps {num_steps}: use a number of steps, or 0 for the experiment's own")
     if not any(block.mlp.experts for block in experiment.model.blocks):
         raise ValueError("model.mlp.experts: there are none to balance; name an experiment with experts")
     if len(experiment.data.phases) > 1:
@@ -90,9 +92,11 @@ def claims(summary: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """What must hold of the means."""
     share = summary["bias"]["max_violation"] / summary["unbalanced"]["max_violation"]
     above = summary["bias"]["loss"] - summary["loss"]["loss"]
+    least = f"MaxVio with the bias, of the unbalanced runs', is below {_MOST_OF_UNBALANCED}"
+    no_worse = f"held-out loss above the auxiliary loss' is at most {_MOST_ABOVE} nats"
     return [
-        {"claim": "MaxVio with the bias, of the unbalanced runs', is below 0.25", "value": share, "held": share < 0.25},
-        {"claim": "held-out loss above the auxiliary loss' is at most 0.01", "value": above, "held": above <= 0.01},
+        {"claim": least, "value": share, "held": share < _MOST_OF_UNBALANCED},
+        {"claim": no_worse, "value": above, "held": above <= _MOST_ABOVE},
     ]
 
 

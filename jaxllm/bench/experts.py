@@ -48,8 +48,10 @@ def measure(experiment: Experiment, num_turns: int = 10, times: int = 8) -> dict
     Raises:
         ValueError: the experiment has no experts, too few turns, or as `bench.step.measure`.
     """
-    if num_turns < 1 or times < 2:
-        raise ValueError(f"--turns {num_turns} --times {times}: use 1 turn or more, and 2 times or more")
+    if num_turns < 1:
+        raise ValueError(f"--turns {num_turns}: time at least one turn")
+    if times < 2:
+        raise ValueError(f"--times {times}: use 2 or more, such as 8")
     model = step.known_vocabulary(experiment)
     if not any(block.mlp.experts for block in model.blocks):
         raise ValueError("model.mlp.experts: there are none to measure; name an experiment with experts")
