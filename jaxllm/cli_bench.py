@@ -69,6 +69,11 @@ def register(commands: Any) -> None:
     balance.add_argument("--seeds", type=int, default=3, help="runs of each (3)")
     balance.add_argument("--steps", type=int, default=0, help="of a run (the experiment's)")
     balance.epilog = OVERRIDES
+    meshes = add("meshes", _meshes, "Take an experiment's first steps on several meshes and compare their losses.")
+    meshes.add_argument("config", help="experiment, a TOML file")
+    meshes.add_argument("--mesh", dest="meshes", nargs="+", metavar="AXES", help="such as expert=4,fsdp=2 (eight)")
+    meshes.add_argument("--steps", type=int, default=5, help="of each (5)")
+    meshes.epilog = OVERRIDES
     truth = add("plan-truth", _plan_truth, "Put the plan's memory and communication beside the real compilers'.")
     truth.add_argument("pairs", nargs="*", metavar="PAIR", help="model, chips and mesh (all; minutes each)")
     order = add("plan-rank", _plan_rank, "Put the plan's order of meshes beside that of the TPU compiler's programs.")
@@ -204,6 +209,17 @@ def _balance(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     result = balance.measure(load(arguments, rest), arguments.seeds, arguments.steps, say)
     print(json.dumps(result, indent=2) if arguments.json else balance.text(result))
     return DONE if all(claim["held"] for claim in result["claims"]) else FAILED
+
+
+def _meshes(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from jaxllm.bench import meshes
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = meshes.measure(load(arguments, rest), arguments.meshes or meshes.MESHES, arguments.steps, say)
+    print(json.dumps(result, indent=2) if arguments.json else meshes.text(result))
+    return DONE
 
 
 def _plan_truth(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -128,7 +128,7 @@ class Step:
         self.num_tokens = rows * length
         self._state = jax.block_until_ready(program.init(jax.random.key(experiment.run.seed)))
         self._base = jax.block_until_ready(program.init_base(jax.random.key(experiment.run.seed)))
-        self._batch = program.put(_batch(model.vocab_size, rows, length))
+        self._batch = program.put(random_batch(model.vocab_size, rows, length))
         self._drops = [{"drop": program.scalar(np.bool_(drop))} if can_drop else {} for drop in (False, True)]
         began = time.perf_counter()
         lowered = program.step.lower(self._state, self._batch | self._drops[False], self._base)
@@ -166,9 +166,9 @@ class Step:
         return time.perf_counter() - began, float(metrics["loss"])
 
 
-def _batch(vocab_size: int, rows: int, length: int) -> dict[str, np.ndarray]:
+def random_batch(vocab_size: int, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tokens, one document a row."""
-    tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, length + 1), np.int32)
+    tokens = np.random.default_rng(seed).integers(0, vocab_size, (rows, length + 1), np.int32)
     return {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
