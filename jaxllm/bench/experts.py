@@ -9,10 +9,9 @@ Four steps take turns on a batch of random tokens, each as `bench step` runs it:
             parameters stay (fine-grained: DeepSeekMoE, Dai et al. 2024); left out where the hidden units do not divide
 
     ratio    median over turns of (seconds of a step / seconds of the step it is compared with, in the same turn)
-    update   seconds of a step less those of the same step with its update dropped: norms, moments and new weights are
-             of all parameters, the active ones or not; its share of the step
 
-Random tokens and untrained routers: loads are uneven, as they are at the beginning of a run.
+Norms, moments and new weights are of all parameters, the active ones or not: what they take weighs the more the fewer
+tokens a step has. Tokens are random and routers untrained: loads are uneven, as they are at the beginning of a run.
 """
 
 from collections.abc import Mapping
@@ -43,7 +42,7 @@ def measure(experiment: Experiment, num_turns: int = 10, times: int = 8) -> dict
     Returns:
         Plain data that JSON can hold: name, tokens, turns, compute; steps, each with name, experts, experts_per_token,
         d_ff (of an expert), parameters, active_parameters, rows (of an expert, in the mean), step_seconds and
-        step_seconds_quartiles, compared (with which), ratio, ratio_quartiles, and update_share.
+        step_seconds_quartiles, compared (with which), ratio and ratio_quartiles.
 
     Raises:
         ValueError: the experiment has no experts, too few turns, or as `bench.step.measure`.
@@ -61,10 +60,10 @@ def measure(experiment: Experiment, num_turns: int = 10, times: int = 8) -> dict
     steps, seconds = {}, {name: [] for name in models}
     with jax.set_mesh(next(iter(programs.values())).mesh):
         for name, program in programs.items():
-            steps[name] = step.Step(experiment, program, can_drop=True)
+            steps[name] = step.Step(experiment, program)
         for _ in range(step.WARM_UP + num_turns):
             for name, one in steps.items():
-                seconds[name].append((one.run()[0], one.run(drop=True)[0]))
+                seconds[name].append(one.run()[0])
     taken = {name: np.array(values)[step.WARM_UP :] for name, values in seconds.items()}
     num_tokens = experiment.data.phases[0].batch_size * experiment.data.phases[0].sequence_length
     return {
@@ -82,7 +81,7 @@ def text(result: Mapping[str, Any]) -> str:
         f"{result['name']}, {result['tokens']:,} tokens a step, {result['compute']}, {result['turns']} turns",
         "",
         f"{'':<7}{'experts':>14}{'d_ff':>7}{'parameters':>12}{'active':>9}{'rows each':>11}{'step, s':>10}"
-        f"{'update':>8}  ratio, quartiles",
+        "  ratio, quartiles",
     ]
     for row in result["steps"]:
         chosen = f"{row['experts_per_token']} of {row['experts']}" if row["experts"] else "-"
@@ -93,7 +92,7 @@ def text(result: Mapping[str, Any]) -> str:
         lines.append(
             f"{row['name']:<7}{chosen:>14}{row['d_ff']:>7}{figures.count(row['parameters']):>12}"
             f"{figures.count(row['active_parameters']):>9}{row['rows']:>11,.0f}{row['step_seconds']:>10.4g}"
-            f"{figures.percent(row['update_share']):>8}  {ratio}".rstrip()
+            f"  {ratio}".rstrip()
         )
     return "\n".join(lines)
 
@@ -128,8 +127,8 @@ def _row(name: str, model: ModelConfig, num_tokens: int, taken: Mapping[str, np.
     mlp = next((block.mlp for block in model.blocks if block.mlp.experts), model.blocks[-1].mlp)
     experts, counted = mlp.experts, parameters(model)
     other, own = taken[_COMPARED[name]], taken[name]
-    low, ratio, high = np.quantile(own[:, 0] / other[:, 0], (0.25, 0.5, 0.75)).tolist()
-    first, median, third = np.quantile(own[:, 0], (0.25, 0.5, 0.75)).tolist()
+    low, ratio, high = np.quantile(own / other, (0.25, 0.5, 0.75)).tolist()
+    first, median, third = np.quantile(own, (0.25, 0.5, 0.75)).tolist()
     return {
         "name": name,
         "experts": experts.num_experts if experts else 0,
@@ -143,5 +142,4 @@ def _row(name: str, model: ModelConfig, num_tokens: int, taken: Mapping[str, np.
         "compared": _COMPARED[name],
         "ratio": ratio,
         "ratio_quartiles": [low, high],
-        "update_share": float(np.median(1 - own[:, 1] / own[:, 0])),
     }

@@ -114,24 +114,17 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 class Step:
-    """A compiled step with its state and one batch.
+    """A compiled step with its state and one batch."""
 
-    Args:
-        experiment: whose step.
-        program: of it.
-        can_drop: whether a call may drop the update, as the guard's do.
-    """
-
-    def __init__(self, experiment: Experiment, program: Program, can_drop: bool = False) -> None:
+    def __init__(self, experiment: Experiment, program: Program) -> None:
         phase, model = experiment.data.phases[0], program.decoder.config
         rows, length = phase.batch_size, phase.sequence_length
         self.num_tokens = rows * length
         self._state = jax.block_until_ready(program.init(jax.random.key(experiment.run.seed)))
         self._base = jax.block_until_ready(program.init_base(jax.random.key(experiment.run.seed)))
         self._batch = program.put(random_batch(model.vocab_size, rows, length))
-        self._drops = [{"drop": program.scalar(np.bool_(drop))} if can_drop else {} for drop in (False, True)]
         began = time.perf_counter()
-        lowered = program.step.lower(self._state, self._batch | self._drops[False], self._base)
+        lowered = program.step.lower(self._state, self._batch, self._base)
         traced = time.perf_counter()
         self._compiled = lowered.compile()
         compiled, memory = time.perf_counter(), self._compiled.memory_analysis()
@@ -151,11 +144,10 @@ class Step:
             "temporary_bytes": memory.temp_size_in_bytes,
         }
 
-    def run(self, drop: bool = False) -> tuple[float, float]:
-        """One step, its update applied or dropped: its seconds and its loss."""
-        batch = self._batch | self._drops[drop]
+    def run(self) -> tuple[float, float]:
+        """One step: its seconds and its loss."""
         began = time.perf_counter()
-        self._state, metrics = jax.block_until_ready(self._compiled(self._state, batch, self._base))
+        self._state, metrics = jax.block_until_ready(self._compiled(self._state, self._batch, self._base))
         return time.perf_counter() - began, float(metrics["loss"])
 
     def fetch(self) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
     y_t = sum over its choices k of  g_tk E_e(x_t),   E_e(x) = (a(x G_e) * (x U_e)) D_e,   e = the expert of choice k
 
-No token is dropped, whatever the load, and the cost is the rows'. TPUs and GPUs have kernels for products of sorted
-rows with a matrix a group (`ragged_dot`; Gale et al. 2023, MegaBlocks, section 5); on a CPU see `expert_blocks`.
+No token is dropped, whatever the load, and the cost is the rows'. TPUs have a kernel for products of sorted rows with a
+matrix a group (`ragged_dot`; Gale et al. 2023, MegaBlocks, section 5); elsewhere see `expert_blocks`.
 The gate multiplies the hidden units, not the result: its gradient then needs none of the results, which are not kept.
 
 N tokens, K choices of each, M = N K rows, D model, F hidden units, E experts.

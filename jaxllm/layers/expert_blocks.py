@@ -1,12 +1,13 @@
-"""The work of experts on a CPU: block by block of the rows of each, all of an expert's products at once.
+"""The work of experts on a CPU or a GPU: block by block of the rows of each, all of an expert's products at once.
 
     x = rows of the block's tokens;  g = x G_e;  u = x U_e;  h = gate (a(g) * u);  y = h D_e
     dh = dy D_e^T;  dx = dg G_e^T + du U_e^T;  dG_e += x^T dg;  dU_e += x^T du;  dD_e += h^T dy
 
-A loop over experts, and in it over blocks of an expert's rows, does each block once: the cost is the rows'. (XLA:CPU's
-`ragged_dot` computes every row with every matrix.) A block stays in the cache from its tokens to its results, and rows
-are gathered in it, so that of all rows only y, or dx, is written as wide as the model: with small experts, and many for
-each token, the copies of tokens would take longer than the products. g and u are kept for the backward pass.
+A loop over experts, and in it over blocks of an expert's rows, does each block once: the cost is the rows'. (XLA's
+`ragged_dot` computes every row with every matrix there, and on a GPU it copies the rows once an expert.) A block stays
+in the cache from its tokens to its results, and rows are gathered in it, so that of all rows only y, or dx, is written
+as wide as the model: with small experts, and many for each token, the copies of tokens would take longer than the
+products. g and u are kept for the backward pass.
 
 The last block of an expert reaches into the next one's rows, which are written after it, or behind the last expert's,
 where there must be a block's rows to spare. What those hold is not to be read.
@@ -25,7 +26,9 @@ from jaxllm.layers.mlp import gated
 from jaxllm.layers.order import Order, gather_sum
 from jaxllm.sharding import platform
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 256
+_BLOCKS = {"cpu": (16, 256), "gpu": (128, 1024)}
+"""The fewest and the most rows of a block. Those of GPUs are reasoned, not measured: a product has to take longer than
+the start of a turn of the loop, some ten microseconds."""
 _ROOM = 1.25
 """Rows of a block over those of a group of mean size, while these are few: most groups are then one block."""
 
@@ -50,10 +53,11 @@ def block_rows(num_rows: int, num_experts: int) -> int:
         num_rows: of all experts together, at most.
         num_experts: that share them.
     """
-    if platform() != "cpu":
+    if platform() not in _BLOCKS:
         return 0
+    smallest, largest = _BLOCKS[platform()]
     wanted = int(_ROOM * num_rows / num_experts)
-    return min(-(-wanted // _SMALLEST_BLOCK) * _SMALLEST_BLOCK, _LARGEST_BLOCK)
+    return min(-(-wanted // smallest) * smallest, largest)
 
 
 _Arrays = tuple[jax.Array, ...]
@@ -186,8 +190,8 @@ def _only(x_QF: jax.Array, is_own_Q1: jax.Array) -> jax.Array:
 
 
 def _turn(x_QD: jax.Array) -> jax.Array:
-    """x^T; bf16 matrix units take the left operand only as it lies in memory (see `linear`)."""
-    return physical_transpose(x_QD) if x_QD.dtype == jnp.bfloat16 else x_QD.T
+    """x^T; bf16 units of CPUs take the left operand only as it lies in memory (see `linear`)."""
+    return physical_transpose(x_QD) if x_QD.dtype == jnp.bfloat16 and platform() == "cpu" else x_QD.T
 
 
 def _dot(x: jax.Array, w: jax.Array, dim: int) -> jax.Array:

@@ -27,12 +27,7 @@ class Order(NamedTuple):
 def sort(groups_M: jax.Array, num_groups: int) -> Order:
     """Rows in the order of their groups, and of their places in each; those of no group (`num_groups`) come last."""
     numbers_M = jax.lax.broadcasted_iota(jnp.int32, groups_M.shape, 0)
-    # one number for both, where it fits: XLA:CPU sorts pairs five times as slowly
-    num_rows = groups_M.shape[0]
-    if (num_groups + 1) * num_rows < 2**31:
-        row_M = jax.lax.sort(groups_M * num_rows + numbers_M) % num_rows
-    else:
-        _, row_M = jax.lax.sort_key_val(groups_M, numbers_M, is_stable=True)
+    _, row_M = jax.lax.sort_key_val(groups_M, numbers_M, is_stable=True)
     place_M = jnp.zeros_like(groups_M).at[row_M].set(numbers_M, unique_indices=True)
     is_of_ME = groups_M[:, None] == jnp.arange(num_groups)[None, :]
     return Order(row_M, place_M, jnp.sum(is_of_ME, axis=0, dtype=jnp.int32))
