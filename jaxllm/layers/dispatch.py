@@ -23,7 +23,7 @@ def run_experts(
 
     Args:
         x_ND: tokens.
-        experts_NK: int32; the number of experts means none.
+        experts_NK: int32; the number of experts means none, and what then comes out is not to be read.
         gates_NK: float32.
         weights: of x's dtype.
         activation: as an MLP's.
