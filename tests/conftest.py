@@ -1,9 +1,14 @@
-"""What all tests share: eight simulated CPU devices and strict broadcasting. Runs before anything imports jax."""
+"""What all tests share: eight simulated CPU devices, a quick compiler, strict broadcasting.
+
+Runs before anything imports jax.
+"""
 
 import os
 
+import quick
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {quick.FLAGS}"
 
 import jax
 

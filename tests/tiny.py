@@ -81,13 +81,6 @@ def program(config: Experiment) -> Program:
     return assemble(config, config.model, jax.devices()[: math.prod(config.mesh.shape)])
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options: partitioned as ever, but into machine code that is made faster."""
-
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
-"""`jax.jit` that compiles at the lowest level."""
-
-
 def make_batch(rows: int = ROWS, length: int = LENGTH, vocab_size: int = 128, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tokens in packed documents; in every fourth row hardly a token counts, in the one before it all do."""
     random = np.random.default_rng(seed)
@@ -138,7 +131,7 @@ def differentiate(running: Program, config: Experiment) -> Callable[..., tuple[T
 @functools.cache
 def _compiled(config: Experiment) -> tuple[Program, Callable[..., tuple[Tree, Any, jax.Array]]]:
     running = program(config)
-    return running, quick_jit(differentiate(running, config))
+    return running, jax.jit(differentiate(running, config))
 
 
 def loss_and_gradients(

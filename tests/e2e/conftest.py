@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import quick
 
 WORDS = ("quick brown fox jumps over lazy dog while seven wizards brew potions of amber and jade").split()  # noqa: SIM905
 CONFIG = """
@@ -39,9 +40,6 @@ sample_tokens = 4
 interval = 4
 """
 
-
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""Quick to compile: what the machine code is worth does not matter here."""
 
 PHASES = """
 base = "tiny.toml"
@@ -97,7 +95,7 @@ def start(
     arguments: list[str], cwd: pathlib.Path, devices: int = 1, code: str = "from jaxllm.cli import main; main()"
 ) -> subprocess.Popen[str]:
     """`jaxllm ARGUMENTS` in its own process, on simulated devices; or other code with these arguments."""
-    flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
+    flags = f"--xla_force_host_platform_device_count={devices} {quick.FLAGS}"
     environment = os.environ | {"XLA_FLAGS": flags, "COLUMNS": "120"}
     environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 
 from jaxllm.train.metrics import read_events, read_metrics
 from tests.e2e.conftest import run, wait_for_step
@@ -35,8 +36,11 @@ def go(home: pathlib.Path, name: str, steps: int, mesh: dict[str, object]) -> st
 
 def launch(home: pathlib.Path, name: str, steps: int) -> subprocess.Popen[str]:
     """The same in two processes of four devices."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    environment = os.environ | {"JAXLLM": f"{sys.executable} -m jaxllm", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    environment = os.environ | {
+        "JAXLLM": f"{sys.executable} -m jaxllm",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": quick.FLAGS,
+    }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [str(ROOT / "launch" / "local.sh"), "2", *words(name, steps, SAME)]
     return subprocess.Popen(

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import msgspec
+import quick
 
 import jaxllm
 from jaxllm.data.store import open_store
@@ -13,7 +14,7 @@ from jaxllm.train import programs
 from jaxllm.train.assemble import resolve_vocabulary
 from jaxllm.train.history import events
 from jaxllm.train.metrics import read_events
-from tests.e2e.conftest import FLAGS, run
+from tests.e2e.conftest import run
 
 ASKED = {"data.phases.0.steps": "1", "optim.schedule.warmup_steps": "0", "watch.interval": "0"}
 
@@ -22,7 +23,7 @@ def test_a_run_takes_the_exported_step(home: pathlib.Path, monkeypatch) -> None:
     cache = home / "exported" / "cache"
     given = jaxllm.load_experiment(home / "tiny.toml", ASKED)
     model = resolve_vocabulary(given.model, open_store(given.data).tokenizer.vocab_size)
-    monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    monkeypatch.setenv("XLA_FLAGS", quick.FLAGS)
     confirm(msgspec.structs.replace(given, model=model), Machine(platform="cpu", shape=(1,)), str(cache.parent))
     asked = [f"--{name}={value}" for name, value in ASKED.items()]
     out, err = run(["train", "tiny.toml", *asked, "--run.name=a", f"--run.compilation_cache={cache}"], home)

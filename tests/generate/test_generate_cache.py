@@ -53,9 +53,9 @@ class Reader:
 
         with jax.set_mesh(self.running.mesh):
             self.params = tiny.place(self.running, tiny.make_params(model))
-            self.forward = tiny.quick_jit(lambda params, *call: merge(decoder, params)(*call).logits)
-            self.extend = tiny.quick_jit(extend, donate_argnums=1)
-            self.empty = tiny.quick_jit(functools.partial(make_cache, decoder), static_argnums=(0, 1))
+            self.forward = jax.jit(lambda params, *call: merge(decoder, params)(*call).logits)
+            self.extend = jax.jit(extend, donate_argnums=1)
+            self.empty = jax.jit(functools.partial(make_cache, decoder), static_argnums=(0, 1))
 
     def whole(self, *arrays: np.ndarray) -> np.ndarray:
         """Logits of one pass without a cache."""

@@ -29,7 +29,7 @@ class Texts:
         with jax.set_mesh(self.running.mesh):
             self.params = tiny.place(self.running, tiny.make_params(model))
             self.generator = Generator(decoder, self.params, VOCAB)
-        self.forward = tiny.quick_jit(lambda params, *call: merge(decoder, params)(*call).logits)
+        self.forward = jax.jit(lambda params, *call: merge(decoder, params)(*call).logits)
 
     def complete(self, *arguments):
         with jax.set_mesh(self.running.mesh):

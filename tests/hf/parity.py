@@ -17,9 +17,6 @@ from jaxllm.sharding import make_mesh, make_rules
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(str(path.parent.relative_to(GOLDEN)) for path in GOLDEN.glob("*/*/config.json"))
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""What is run once is compiled in half the time, and computes the same to the last digits."""
-
 
 @functools.cache
 def expected(name):
@@ -49,7 +46,7 @@ def logits(mesh, decoder, params, tokens_BT, mask_BT=None):
         return np.asarray(_forward(decoder, params, tokens_BT, positions_BT, mask_BT))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _forward(decoder, params, tokens_BT, positions_BT, segments_BT):
     return merge(decoder, params)(tokens_BT, positions_BT, segments_BT).logits
 

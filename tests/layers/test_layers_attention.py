@@ -47,7 +47,7 @@ def attended(request):
     probed = np.array([length - 1, 290, 256, 100])
     cotangent[np.arange(length)[None] != probed[:, None]] = 0.0
 
-    @tiny.quick_jit
+    @jax.jit
     def differentiate(q, k, v):
         result, pull = jax.vjp(
             lambda q, k, v: attend(q, k, v, jnp.asarray(segments), kernel, Recipe(), scoring), q, k, v
@@ -79,7 +79,7 @@ def plain(q, k, v, segments, scoring):
 def test_every_block_computes_plain_attention_and_its_gradient(attended):
     segments, _, qkv, cotangent, result, gradients, scoring = attended
 
-    @tiny.quick_jit
+    @jax.jit
     def differentiate(q, k, v):
         result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, scoring), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
@@ -111,7 +111,7 @@ def forward():
     running = tiny.program(tiny.experiment(model, shape=(4, 300)))
     params = tiny.make_params(model)
 
-    @tiny.quick_jit
+    @jax.jit
     def function(x, positions, segments, cotangent):
         decoder = merge(running.decoder, params)
         result, pull = jax.vjp(lambda x: decoder.final(decoder.blocks(x, positions, segments)[0]), x)

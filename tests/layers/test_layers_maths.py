@@ -127,7 +127,7 @@ def test_heads_are_turned_as_the_oracle_turns_them_up_to_the_length_of_pretraini
     x, dy = (jnp.asarray(random.normal(size=(2, 5, 3, 16)), jnp.float32) for _ in range(2))
     rows = [np.array([[0, 1, 2, 3, longest], [0, 1, 0, 4, 7]], np.int32) for longest in (19, 20, 63)]
 
-    @tiny.quick_jit
+    @jax.jit
     def both(x, dy, given):
         turns = [functools.partial(rotate, positions_BT=positions, config=rope) for positions in given]
         turns += [functools.partial(oracle.turn, positions_BT=positions, rope=rope) for positions in rows]

@@ -101,7 +101,7 @@ def reference(config):
         y_BTD, shares, log_squares, choices = dense(config, params, x_BTD, segments_BT)
         return objective(y_BTD, shares, log_squares), (choices, y_BTD)
 
-    return tiny.quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
 
 def wanted(config, skew):
@@ -130,7 +130,7 @@ def compiled(config, mesh_config):
         (dparams, dx), aux = jax.grad(loss, argnums=(0, 1), has_aux=True)(prepared, x_BTD, segments_BT)
         return reduce(lay(dparams, declared, recipe), declared, recipe), dx, aux
 
-    return mesh, rules, declared, tiny.quick_jit(run)
+    return mesh, rules, declared, jax.jit(run)
 
 
 def found(config, skew, mesh_config):
@@ -205,7 +205,7 @@ def test_experts_run_alike_on_every_platform(monkeypatch, platform):
             dx_ND, dgates_NK, dweights = pull(jnp.cos(jnp.arange(y_ND.size, dtype=jnp.float32)).reshape(y_ND.shape))
             return y_ND[:200], dx_ND[:200], dgates_NK[:200], *dweights
 
-        return tiny.quick_jit(pull)(*arrays)
+        return jax.jit(pull)(*arrays)
 
     assert block_rows(600, 5) == {"cpu": 160, "gpu": 256, "tpu": 0}[platform]
     for found, wanted in zip(results(ours), results(every), strict=True):

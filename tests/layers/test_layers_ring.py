@@ -69,7 +69,7 @@ def attended(request):
     order = head_tail(context, length)
     laid = NamedSharding(mesh, PartitionSpec(None, "context"))
 
-    @tiny.quick_jit
+    @jax.jit
     def differentiate(q, k, v, segments, cotangent):
         result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, kernel, Recipe(rules), scoring), q, k, v)
         return result, pull(cotangent)
@@ -84,7 +84,7 @@ def attended(request):
 def test_a_ring_computes_plain_attention_and_its_gradient(attended):
     scoring, segments, _, qkv, cotangent, result, gradients, _ = attended
 
-    @tiny.quick_jit
+    @jax.jit
     def differentiate(q, k, v):
         result, pull = jax.vjp(lambda q, k, v: plain(q, k, v, segments, scoring), q, k, v)
         return result, *pull(jnp.asarray(cotangent))
@@ -131,7 +131,7 @@ def test_logits_come_in_natural_order():
     for mesh in (MeshConfig(fsdp=1), MeshConfig(fsdp=1, context=4)):
         running = tiny.program(tiny.experiment(model, mesh, shape=(2, tiny.LENGTH)))
         with jax.set_mesh(running.mesh):
-            function = tiny.quick_jit(lambda params, tokens, of=running: merge(of.decoder, params)(tokens).logits)
+            function = jax.jit(lambda params, tokens, of=running: merge(of.decoder, params)(tokens).logits)
             laid = running.put(batch)
             found.append(np.asarray(function(tiny.place(running, params), laid["tokens"])))
     tiny.assert_close({"logits": found[1]}, {"logits": found[0]}, 1e-5)

@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_the_oracle_s(name):
     found = tiny.loss_and_gradients(config, batch)
 
     given = oracle.unstack(model, tiny.make_params(model))
-    function = tiny.quick_jit(jax.value_and_grad(lambda given: oracle.loss(model, given[0], given[1], batch, 1e-2)))
+    function = jax.jit(jax.value_and_grad(lambda given: oracle.loss(model, given[0], given[1], batch, 1e-2)))
     loss, (layers, outer) = function(given)
 
     assert found[0] == pytest.approx(float(loss), rel=1e-6)
@@ -79,7 +79,7 @@ def test_logits_are_the_oracle_s_and_positions_count_from_0_by_default():
     tokens = tiny.make_batch(rows=2)["tokens"]
     running = tiny.program(tiny.experiment(model))
     with jax.set_mesh(running.mesh):
-        forward = tiny.quick_jit(lambda params, tokens: merge(running.decoder, params)(tokens).logits)
+        forward = jax.jit(lambda params, tokens: merge(running.decoder, params)(tokens).logits)
         found = forward(tiny.place(running, tiny.make_params(model)), tokens)
     positions = np.broadcast_to(np.arange(tiny.LENGTH), tokens.shape)
     wanted = oracle.logits(
@@ -112,7 +112,7 @@ def initial(model, *ends):
         return {name: value for name, value in leaves(init(decoder, key)) if name.endswith(ends)}
 
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        return oracle.unstack(model, nest(tiny.quick_jit(chosen)(jax.random.key(7))))[0]
+        return oracle.unstack(model, nest(jax.jit(chosen)(jax.random.key(7))))[0]
 
 
 def test_initial_values_do_not_depend_on_how_layers_are_stacked():

@@ -65,7 +65,7 @@ def compute(model, case):
         params = nest({**outer, **stacked})
     with jax.set_mesh(running.mesh):
         given = tiny.place(running, params), running.put(tiny.make_batch(*SHAPE))
-        compiled = tiny.quick_jit(tiny.differentiate(running, config)).lower(*given).compile()
+        compiled = jax.jit(tiny.differentiate(running, config)).lower(*given).compile()
         gradients, rows, _ = compiled(*given)
         layers, outer = oracle.unstack(model, gradients)
         flat = outer | {f"{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.items()}

@@ -121,9 +121,9 @@ def batch():
 def test_loss_and_gradients_are_the_oracle_s(name, alone):
     model, found = MODELS[name], alone(name)
     given = oracle.unstack(model, tiny.make_params(model))
-    loss, (layers, outer) = tiny.quick_jit(
-        jax.value_and_grad(lambda given: oracle.loss(model, given[0], given[1], batch()))
-    )(given)
+    loss, (layers, outer) = jax.jit(jax.value_and_grad(lambda given: oracle.loss(model, given[0], given[1], batch())))(
+        given
+    )
     assert found[0] == pytest.approx(float(loss), rel=1e-6)
     found_layers, found_outer = oracle.unstack(model, nest(found[1]))
     wanted = outer | {f"{i}.{key}": value for i, layer in enumerate(layers) for key, value in layer.items()}

@@ -83,7 +83,7 @@ def test_bfloat16_on_one_cpu_is_float32_but_for_rounding(whole, monkeypatch):
         running = tiny.program(config)
         with jax.set_mesh(running.mesh):
             placed = tiny.place(running, tiny.make_params())
-            gradients, rows, _ = tiny.quick_jit(tiny.differentiate(running, config))(placed, running.put(batch))
+            gradients, rows, _ = jax.jit(tiny.differentiate(running, config))(placed, running.put(batch))
         assert float(rows.loss.sum()) == pytest.approx(whole[0], abs=4e-3)
         return {name: np.linalg.norm(value - whole[1][name]) / norms[name] for name, value in leaves(gradients)}
 

@@ -92,7 +92,7 @@ def test_evaluation_goes_through_the_stages(one):
     config = tiny.experiment(MODEL, mesh=MESHES["pipe 2 x fsdp 2 x tensor 2"][0])
     running, batch = tiny.program(config), tiny.make_batch()
     with jax.set_mesh(running.mesh):
-        sums = tiny.quick_jit(running.evaluate)(tiny.place(running, tiny.make_params(MODEL)), running.put(batch))
+        sums = jax.jit(running.evaluate)(tiny.place(running, tiny.make_params(MODEL)), running.put(batch))
     assert float(sums["loss"]) / batch["weights"].sum() == pytest.approx(one[0].sum(), rel=1e-6)
 
 

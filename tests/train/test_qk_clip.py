@@ -38,13 +38,13 @@ MODEL = msgspec.structs.replace(
 def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
     config = tiny.experiment(MODEL, MeshConfig(fsdp=2, tensor=2))
     running = tiny.program(config)
-    watch = tiny.quick_jit(make_watch(running.decoder, config.train, running.trained))
+    watch = jax.jit(make_watch(running.decoder, config.train, running.trained))
     params = tiny.make_params(MODEL)
     with jax.set_mesh(running.mesh):
         placed, batch = tiny.place(running, params), running.put(tiny.make_batch())
         _, logits = watch(placed, batch)
         threshold = float(np.median(logits["prefix.0"]))
-        clip = tiny.quick_jit(make_qk_clip(QKClipConfig(threshold=threshold), MODEL))
+        clip = jax.jit(make_qk_clip(QKClipConfig(threshold=threshold), MODEL))
         state = TrainState(placed, {}, *(jnp.zeros(()) for _ in range(5)))
         clipped, metrics = clip(state, logits)
         _, after = watch(clipped.params, batch)

@@ -34,9 +34,9 @@ class Run:
     def __init__(self, quick=True, **settings):
         self.config = tiny.experiment(**{"optim": OPTIM, "loss": LossConfig(chunk=64, z_loss=1e-3), **settings})
         self.program = tiny.program(self.config)
-        self._step = tiny.quick_jit(self.program.step) if quick else self.program.step
+        self._step = jax.jit(self.program.step) if quick else self.program.step
         self._init = self.program.init
-        self._evaluate = tiny.quick_jit(self.program.evaluate)
+        self._evaluate = jax.jit(self.program.evaluate)
 
     def init(self):
         with jax.set_mesh(self.program.mesh):
@@ -252,7 +252,7 @@ def test_losses_by_source_are_means_over_its_tokens_and_a_broken_source_breaks_n
     with jax.set_mesh(running.mesh):
         placed = running.put(batch | {"losses": losses / num_tokens})
         rows = Rows(placed["losses"], placed["losses"])
-        found = tiny.quick_jit(lambda given, parts: by_source(given, parts, jnp.asarray(num_tokens), 3))(placed, rows)
+        found = jax.jit(lambda given, parts: by_source(given, parts, jnp.asarray(num_tokens), 3))(placed, rows)
     valid = batch["weights"].sum(axis=1)
     assert found["source_tokens"].tolist() == [valid[::2].sum(), 0, valid[1::2].sum()]
     wanted = [losses[::2].sum() / valid[::2].sum(), 0, np.nan]

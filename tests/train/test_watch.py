@@ -34,7 +34,7 @@ def look(model, mesh, accumulate):
     """What a program sees of a batch: its metrics, and logits by slot, layer and head."""
     config = tiny.experiment(model, mesh, accumulate=accumulate)
     running = tiny.program(config)
-    watch = tiny.quick_jit(make_watch(running.decoder, config.train, running.trained))
+    watch = jax.jit(make_watch(running.decoder, config.train, running.trained))
     with jax.set_mesh(running.mesh):
         placed = tiny.place(running, tiny.make_params(model))
         metrics, logits = watch(placed, running.put(tiny.make_batch()))
@@ -50,7 +50,7 @@ def plain(model):
         oracle.logits(model, *given, batch["tokens"], batch["positions"], batch["segments"], seen)
         return seen
 
-    return jax.device_get(tiny.quick_jit(function)(oracle.unstack(model, tiny.make_params(model))))
+    return jax.device_get(jax.jit(function)(oracle.unstack(model, tiny.make_params(model))))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def steps(interval, num=3):
     optim = OptimConfig(learning_rate=1e-2, schedule=Constant(), update_clip=CLIP)
     config = msgspec.structs.replace(tiny.experiment(model, shape=(4, 16), optim=optim), guard=UNGUARDED)
     running, found = tiny.program(msgspec.structs.replace(config, watch=WatchConfig(interval=interval))), []
-    step = tiny.quick_jit(running.step)
+    step = jax.jit(running.step)
     with jax.set_mesh(running.mesh):
         empty = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), running.abstract_state())
         state = dataclasses.replace(

@@ -72,8 +72,8 @@ def logits(way):
         base, params = draw(running, zero=way == "zero")
         whole = base if way == "base" else running.trained.attach(params, base)
         if way == "merged":
-            whole = tiny.quick_jit(lambda given: merged(given, running.decoder))(whole)
-        forward = tiny.quick_jit(lambda given, tokens: merge(running.decoder, given)(tokens).logits)
+            whole = jax.jit(lambda given: merged(given, running.decoder))(whole)
+        forward = jax.jit(lambda given, tokens: merge(running.decoder, given)(tokens).logits)
         return np.asarray(forward(whole, jnp.asarray(BATCH["tokens"])))
 
 
@@ -88,7 +88,7 @@ def test_merged_is_apart():
 
 def differentiate(running, config):
     """(what is trained, batch, loss scale, base) -> gradients and losses of samples, as the step computes them."""
-    return tiny.quick_jit(make_gradients(running.decoder, config.train, running.trained))
+    return jax.jit(make_gradients(running.decoder, config.train, running.trained))
 
 
 def loss_and_gradients(mesh=None, **settings):
@@ -213,7 +213,7 @@ def test_initial_values_are_the_paper_s():
     decoder = Decoder(model, Recipe())
     with jax.set_mesh(tiny.program(experiment()).mesh):
         trained = adapters(LoRAConfig(rank=8, targets=("attention.output",)), decoder)
-        found = tiny.quick_jit(trained.init)(jax.random.key(0))
+        found = jax.jit(trained.init)(jax.random.key(0))
     factors = found["period"]["0"]["attention"]["output"]
     assert factors["a"].shape == (2, 4, 32, 8) and factors["b"].shape == (2, 8, 128)
     assert float(factors["a"].std()) == pytest.approx((3 * 128) ** -0.5, rel=0.05)
