@@ -246,6 +246,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         for place, block in zip(places, self.prefix + self.slots, strict=True):
             self._check_heads(place, block.attention)
             self._check_rope(place, block.attention)
+            self._check_experts(place, block.mlp)
         self._check_rope("", self.attention)
 
     def _check_heads(self, place: str, attention: AttentionConfig) -> None:
@@ -262,6 +263,16 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     def _check_rope(self, place: str, attention: AttentionConfig) -> None:
         if attention.positions == "rope":
             attention.rope.check(self.head_dim(attention), f"{place}attention.rope")
+
+    def _check_experts(self, place: str, mlp: MLPConfig) -> None:
+        """Refuse layers of few experts beside layers of many: their loads are told in one table."""
+        numbers = [block.mlp.experts.num_experts for block in self.prefix + self.slots if block.mlp.experts]
+        require(
+            mlp.experts is None or mlp.experts.num_experts == numbers[0],
+            f"{place}mlp.experts.num_experts",
+            mlp.experts.num_experts if mlp.experts else 0,
+            f"another block has {numbers[0] if numbers else 0}; use one number in all blocks that have experts",
+        )
 
     @property
     def default_block(self) -> BlockConfig:

@@ -25,7 +25,7 @@ from jaxllm.layers.param import Tree, leaves
 from jaxllm.layers.router import Load, balanced
 from jaxllm.models.decoder import Loads, layer_numbers, nest
 
-BY_LAYER = ("expert_load", "max_violation", "router_entropy", "bias_spread")
+BY_LAYER = ("expert_load", "max_violation", "router_entropy", "bias_spread", "dropped_tokens")
 """Metrics that are lists with an entry a layer that has experts, first to last."""
 
 
@@ -74,8 +74,8 @@ def over_rows(loads: Loads, segments_BT: jax.Array) -> tuple[Loads, jax.Array]:
 
 
 def told(model: ModelConfig, loads: Loads, num_tokens: jax.Array, params: Tree) -> dict[str, jax.Array]:
-    """The metrics of `BY_LAYER`: each expert's choices over the mean, the largest of them less 1, nats, and the bias'
-    largest value less its smallest.
+    """The metrics of `BY_LAYER`: each expert's choices over the mean, the largest of them less 1, nats, the bias'
+    largest value less its smallest, and the choices that tokens should have made and no expert counts: none.
 
     Args:
         model: whose layers are counted.
@@ -84,18 +84,24 @@ def told(model: ModelConfig, loads: Loads, num_tokens: jax.Array, params: Tree) 
         params: with the biases that the next step chooses by.
     """
     found: dict[int, tuple[jax.Array, ...]] = {}
+    blocks = model.blocks
     flat = dict(leaves(params))
     for slot, load in loads.items():
         mean_R1 = jnp.maximum(jnp.mean(load.choices_BE, axis=-1, keepdims=True), 1.0)
         relative_RE = load.choices_BE / mean_R1
         bias_RE = flat.get(f"{slot}.mlp.router.bias", jnp.zeros_like(relative_RE))
+        numbers = layer_numbers(model, f"{slot}.")
+        experts = blocks[numbers[0]].mlp.experts
+        assert experts is not None, slot
+        wanted = experts.experts_per_token * num_tokens.astype(jnp.int32)
         rows = (
             relative_RE,
             jnp.max(relative_RE, axis=-1) - 1,
             load.entropy_B / num_tokens,
             jnp.max(bias_RE, axis=-1) - jnp.min(bias_RE, axis=-1),
+            wanted - jnp.sum(load.choices_BE.astype(jnp.int32), axis=-1),
         )
-        for repeat, number in enumerate(layer_numbers(model, f"{slot}.")):
+        for repeat, number in enumerate(numbers):
             found[number] = tuple(x[repeat] for x in rows)
     columns = zip(*(found[number] for number in sorted(found)), strict=True)
     return {name: jnp.stack(values) for name, values in zip(BY_LAYER, columns, strict=True)}

@@ -27,8 +27,9 @@ A record of metrics.jsonl holds `attempt`, `step` and the step's numbers:
     attention_logit_max                    see jaxllm/train/watch
     balance_loss                           of a model with experts: what `train.loss` adds to the loss for routers
     max_violation, router_entropy,         likewise, lists with a number a layer that has experts, first to last: the
-    bias_spread, expert_load               largest load over the mean, less 1; nats; the largest balancing bias less the
-                                           smallest; and of each layer the list of its experts' loads over the mean
+    bias_spread, dropped_tokens,           largest load over the mean, less 1; nats; the largest balancing bias less the
+    expert_load                            smallest; choices of tokens that no expert counts, 0 as there is no capacity;
+                                           and of each layer the list of its experts' loads over the mean
     qk_clipped                             of a step behind which `optim.qk_clip` acts: heads scaled, over all layers
 
 After a kill or a rollback steps repeat under a higher attempt, which makes what earlier attempts logged from its first

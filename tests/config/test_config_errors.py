@@ -56,6 +56,15 @@ def sentence(*arguments, **keywords) -> str:
         ),
         # experts
         (
+            {
+                "model.period": [
+                    {"mlp": {"d_ff": 8, "experts": {"num_experts": n, "experts_per_token": 2}}} for n in (4, 8)
+                ]
+            },
+            "model.period.1.mlp.experts.num_experts = 8: another block has 4; use one number in all blocks that have "
+            "experts",
+        ),
+        (
             {"model.mlp.experts": {"num_experts": 4, "experts_per_token": 5}},
             "model.mlp.experts.experts_per_token = 5: use 1 or more, and at most num_experts = 4",
         ),

@@ -69,5 +69,6 @@ def test_a_step_moves_biases_against_its_batch_s_load_unless_it_is_dropped():
             assert load_RE.shape == (2, 4) and not (load_RE == 1).any()
             np.testing.assert_allclose(bias_RE, 0 if drop else 0.01 * np.sign(1 - load_RE), atol=1e-8)
             np.testing.assert_allclose(metrics["max_violation"], load_RE.max(axis=1) - 1, rtol=1e-6)
+            np.testing.assert_array_equal(metrics["dropped_tokens"], [0, 0])
             np.testing.assert_allclose(metrics["bias_spread"], np.ptp(bias_RE, axis=1), atol=1e-8)
     assert set(begin.optimizer["adam"].mu["period"]["0"]["mlp"]["router"]) == {"kernel"}
