@@ -5,7 +5,7 @@ Runs before anything imports jax.
 
 import os
 
-import quick
+from tests import quick
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {quick.FLAGS}"

@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-import quick
+
+from tests import quick
 
 WORDS = ("quick brown fox jumps over lazy dog while seven wizards brew potions of amber and jade").split()  # noqa: SIM905
 CONFIG = """

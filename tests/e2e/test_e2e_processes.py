@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import quick
 
 from jaxllm.train.metrics import read_events, read_metrics
+from tests import quick
 from tests.e2e.conftest import run, wait_for_step
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -5,7 +5,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import msgspec
-import quick
 
 import jaxllm
 from jaxllm.data.store import open_store
@@ -14,6 +13,7 @@ from jaxllm.train import programs
 from jaxllm.train.assemble import resolve_vocabulary
 from jaxllm.train.history import events
 from jaxllm.train.metrics import read_events
+from tests import quick
 from tests.e2e.conftest import run
 
 ASKED = {"data.phases.0.steps": "1", "optim.schedule.warmup_steps": "0", "watch.interval": "0"}
