@@ -31,7 +31,7 @@ def experiment(tmp_path: object, compute: str) -> Experiment:
                 "sources": [{"path": f"{library}/[a-d]*.py", "name": "library"}],
                 "tokenizer": {"type": "bytes"},
                 "store": f"{tmp_path}/store",
-                "phases": [{"sequence_length": 64, "batch_size": 8, "steps": 150}],
+                "phases": [{"sequence_length": 64, "batch_size": 16, "steps": 120}],
             },
             "train": {"remat": "none", "precision": {"compute": compute}},
             "optim": {"learning_rate": 3e-3, "schedule": {"type": "cosine", "warmup_steps": 20}},
