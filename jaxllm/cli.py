@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllm import cli_bench as bench
 from jaxllm import cli_budget, cli_convert, cli_generate, cli_plan
+from jaxllm.allocator import keep_memory
 from jaxllm.arguments import DONE, FAILED, GUARDED, MISTAKE, OVERRIDES, STOPPED, from_preset, joined, load, none
 from jaxllm.config import Experiment, ModelConfig, describe
 
@@ -141,6 +142,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return _fields(arguments.fields)
     if arguments.config is None:
         raise ValueError("name a config, as in: jaxllm train configs/quickstart.toml")
+    keep_memory()
     from jaxllm.train.signals import stop_on_signals
 
     with stop_on_signals(at_once=True) as stop:

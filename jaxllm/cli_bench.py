@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxllm.allocator import keep_memory
 from jaxllm.arguments import DONE, FAILED, OVERRIDES, from_preset, load, none
 from jaxllm.config import Experiment
 
@@ -111,6 +112,7 @@ def _hf_load(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    keep_memory()
     from jaxllm.bench import step
 
     result = step.measure(load(arguments, rest), num_steps=arguments.steps, peer=arguments.peer)
@@ -119,6 +121,7 @@ def _step(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    keep_memory()
     from jaxllm.bench import loop
 
     result = loop.measure(load(arguments, rest), arguments.steps, arguments.pairs)
@@ -185,6 +188,7 @@ def _kill(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _guard(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    keep_memory()
     from jaxllm.bench import guard
 
     result = guard.measure(load(arguments, rest), arguments.pairs)
@@ -193,6 +197,7 @@ def _guard(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _experts(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    keep_memory()
     from jaxllm.bench import experts
 
     result = experts.measure(load(arguments, rest), arguments.turns, arguments.times)
@@ -201,6 +206,7 @@ def _experts(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _balance(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    keep_memory()
     from jaxllm.bench import balance
 
     def say(line: str) -> None:
