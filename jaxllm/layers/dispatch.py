@@ -28,11 +28,11 @@ def run_experts(
         weights: of x's dtype.
         activation: as an MLP's.
     """
-    num_experts, num_choices = weights.up.shape[0], experts_NK.shape[1]
+    (num_experts, width, num_hidden), num_choices = weights.up.shape, experts_NK.shape[1]
     order = sort(experts_NK.reshape(-1), num_experts)
     gates_M = gates_NK.reshape(-1)[order.row_M]
     with jax.named_scope("experts"):
-        if block := block_rows(order.row_M.shape[0], num_experts):
+        if block := block_rows(order.row_M.shape[0], num_experts, width, num_hidden):
             return run_blocks(x_ND, gates_M, weights, order, num_choices, block, activation)
         rows_MD = spread(x_ND, order, num_choices)
         gate_MF, up_MF = (jax.lax.ragged_dot(rows_MD, w, order.sizes_E) for w in (weights.gate, weights.up))

@@ -26,9 +26,12 @@ from jaxllm.layers.mlp import gated
 from jaxllm.layers.order import Order, gather_sum
 from jaxllm.sharding import platform
 
-_BLOCKS = {"cpu": (16, 256), "gpu": (128, 1024)}
+_BLOCKS = {"cpu": (16, 512), "gpu": (128, 1024)}
 """The fewest and the most rows of a block. Those of GPUs are reasoned, not measured: a product has to take longer than
 the start of a turn of the loop, some ten microseconds."""
+_NARROW, _MOST_OF_NARROW = 4, 256
+"""On a CPU experts this many times narrower than the model, and the most rows of theirs: of more, turning the rows and
+their gradients takes longer, and there are no more products to hide it (a tenth of the layer, measured)."""
 _ROOM = 1.25
 """Rows of a block over those of a group of mean size, while these are few: most groups are then one block."""
 
@@ -46,16 +49,20 @@ def scaled(x_MF: jax.Array, gates_M: jax.Array) -> jax.Array:
     return (x_MF.astype(jnp.float32) * gates_M[:, None]).astype(x_MF.dtype)
 
 
-def block_rows(num_rows: int, num_experts: int) -> int:
+def block_rows(num_rows: int, num_experts: int, width: int, num_hidden: int) -> int:
     """Rows that are multiplied at a time, 0 where a kernel takes them all (see `dispatch`).
 
     Args:
         num_rows: of all experts together, at most.
         num_experts: that share them.
+        width: of the model.
+        num_hidden: units of an expert.
     """
     if platform() not in _BLOCKS:
         return 0
     smallest, largest = _BLOCKS[platform()]
+    if platform() == "cpu" and _NARROW * num_hidden <= width:
+        largest = _MOST_OF_NARROW
     wanted = int(_ROOM * num_rows / num_experts)
     return min(-(-wanted // smallest) * smallest, largest)
 

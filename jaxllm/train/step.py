@@ -116,7 +116,8 @@ def make_train_step(
         rows = jax.lax.optimization_barrier(rows)
         loss, z_loss = jnp.sum(rows.loss), jnp.sum(rows.z_loss)
         loads, num_routed = over_rows(rows.loads or {}, tokens["segments"])
-        grads = jax.tree.map(lambda value: value / scale, grads)
+        if recipe.compute == "float16":  # elsewhere the scale is 1, and the division a pass over all gradients
+            grads = jax.tree.map(lambda value: value / scale, grads)
         grad_squares, param_squares = squares(grads), squares(state.params)
         grad_norm = norm(grad_squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

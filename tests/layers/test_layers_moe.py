@@ -207,9 +207,15 @@ def test_experts_run_alike_on_every_platform(monkeypatch, platform):
 
         return jax.jit(pull)(*arrays)
 
-    assert block_rows(600, 5) == {"cpu": 160, "gpu": 256, "tpu": 0}[platform]
+    assert block_rows(600, 5, DIM, HIDDEN) == {"cpu": 160, "gpu": 256, "tpu": 0}[platform]
     for found, wanted in zip(results(ours), results(every), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_blocks_of_narrow_experts_are_smaller():
+    assert block_rows(2**14, 8, 256, 352) == 512
+    assert block_rows(2**14, 8, 256, 64) == 256
+    assert block_rows(2**9, 8, 256, 352) == block_rows(2**9, 8, 256, 64) == 80
 
 
 def test_gates_are_the_scores_where_they_are_not_renormalised():
