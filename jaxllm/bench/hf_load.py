@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding
 from jaxllm.config import AttentionConfig, MeshConfig, MLPConfig, ModelConfig
 from jaxllm.hf.load import load, read_config
 from jaxllm.hf.save import save
-from jaxllm.layers.param import Recipe, leaves
-from jaxllm.models.decoder import Decoder, declarations, nest
+from jaxllm.layers.param import Recipe, leaves, nest
+from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.sharding import make_mesh
 
 _EVERY = 0.002

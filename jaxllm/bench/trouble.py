@@ -24,8 +24,7 @@ import jax
 import numpy as np
 
 from jaxllm.data.steps import Range
-from jaxllm.layers.param import leaves
-from jaxllm.models.decoder import nest
+from jaxllm.layers.param import leaves, nest
 from jaxllm.train.state import TrainState
 from jaxllm.train.trouble import Trouble
 

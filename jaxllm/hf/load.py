@@ -19,8 +19,8 @@ from jaxllm.config import ModelConfig
 from jaxllm.hf import config as configs
 from jaxllm.hf.names import Entry, Part, entries
 from jaxllm.hf.safetensors import Tensors, open_tensors
-from jaxllm.layers.param import Declaration, Recipe, Tree, leaves
-from jaxllm.models.decoder import Decoder, declarations, nest
+from jaxllm.layers.param import Declaration, Recipe, Tree, leaves, nest
+from jaxllm.models.decoder import Decoder, declarations
 
 type Index = tuple[slice, ...]
 

@@ -235,6 +235,18 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def nest(flat: dict[str, Any]) -> Tree:
+    """Dotted names -> nested dict."""
+    tree: Tree = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
 def tree_map(function: Any, tree: Tree, *rest: Tree) -> Tree:
     """Map over nested dicts; leaves are whatever is not a dict. `function` takes one leaf of each tree."""
     return {

@@ -33,7 +33,7 @@ from jaxllm.layers.linear import PRODUCT
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.moe import MoE
 from jaxllm.layers.norm import Norm
-from jaxllm.layers.param import GATHERED, Declaration, Recipe, Tree, initialise, leaves
+from jaxllm.layers.param import GATHERED, Declaration, Recipe, Tree, initialise, leaves, nest
 from jaxllm.layers.router import Load
 from jaxllm.models import stages
 
@@ -392,15 +392,3 @@ def init(decoder: Decoder, key: jax.Array, declared: Tree | None = None) -> Tree
         # drawn under auto axes, so that a device draws only its own share
         made[name] = jax.sharding.auto_axes(draw, out_sharding=recipe.rules.storage(leaf.axes))(key)
     return nest(made)
-
-
-def nest(flat: dict[str, Any]) -> Tree:
-    """Dotted names -> nested dict."""
-    tree: Tree = {}
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.config import LossConfig, ModelConfig
-from jaxllm.layers.param import Tree, leaves
+from jaxllm.layers.param import Tree, leaves, nest
 from jaxllm.layers.router import Load, balanced
-from jaxllm.models.decoder import Loads, layer_numbers, nest
+from jaxllm.models.decoder import Loads, layer_numbers
 
 BY_LAYER = ("expert_load", "max_violation", "router_entropy", "bias_spread", "dropped_tokens")
 """Metrics that are lists with an entry a layer that has experts, first to last."""

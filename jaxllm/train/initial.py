@@ -16,8 +16,8 @@ import msgspec
 from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.config import Experiment, ModelConfig, differences
-from jaxllm.layers.param import Tree, leaves
-from jaxllm.models.decoder import Decoder, declarations, nest
+from jaxllm.layers.param import Tree, leaves, nest
+from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.storage import Place, Storage, open_storage
 from jaxllm.train.assemble import Program
 from jaxllm.train.catalogue import Catalogue, Meta

@@ -26,8 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxllm.config import AdamW, Muon, OptimConfig
-from jaxllm.layers.param import Declaration, Role, Tree, leaves, tree_map
-from jaxllm.models.decoder import nest
+from jaxllm.layers.param import Declaration, Role, Tree, leaves, nest, tree_map
 from jaxllm.sharding import Rules
 from jaxllm.train.muon import scale_by_muon
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.config import ModelConfig, QKClipConfig
-from jaxllm.layers.param import leaves
-from jaxllm.models.decoder import layer_numbers, nest
+from jaxllm.layers.param import leaves, nest
+from jaxllm.models.decoder import layer_numbers
 from jaxllm.train.state import TrainState
 from jaxllm.train.watch import Logits
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.config import LoRAConfig, MeshConfig, ModelConfig
-from jaxllm.layers.param import Adapted, Declaration, Recipe, Tree, leaves, tree_map
-from jaxllm.models.decoder import Decoder, canonical_name, declarations, init, nest
+from jaxllm.layers.param import Adapted, Declaration, Recipe, Tree, leaves, nest, tree_map
+from jaxllm.models.decoder import Decoder, canonical_name, declarations, init
 from jaxllm.roofline.memory import Adapters
 from jaxllm.sharding import axes_of, make_rules
 from jaxllm.train.state import Trained

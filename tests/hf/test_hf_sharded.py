@@ -13,8 +13,8 @@ from jaxllm.hf.load import load_tensors, match, read_config, read_piece
 from jaxllm.hf.names import entries
 from jaxllm.hf.safetensors import open_tensors
 from jaxllm.hf.save import save
-from jaxllm.layers.param import Recipe, leaves
-from jaxllm.models.decoder import Decoder, declarations, nest
+from jaxllm.layers.param import Recipe, leaves, nest
+from jaxllm.models.decoder import Decoder, declarations
 
 MESH, EXPERTS_MESH = MeshConfig(fsdp=2, tensor=4), MeshConfig(fsdp=2, expert=2, tensor=2)
 ATTENTION = AttentionConfig(num_heads=4)

@@ -16,9 +16,9 @@ from jaxllm.layers import expert_blocks
 from jaxllm.layers.dispatch import run_experts
 from jaxllm.layers.expert_blocks import Weights, block_rows
 from jaxllm.layers.moe import MoE
-from jaxllm.layers.param import Recipe, leaves, tree_map
+from jaxllm.layers.param import Recipe, leaves, nest, tree_map
 from jaxllm.layers.router import balanced, choose, gates
-from jaxllm.models.decoder import declarations, merge, nest
+from jaxllm.models.decoder import declarations, merge
 from jaxllm.train.gradients import lay, prepare, reduce
 
 ROWS, LENGTH, DIM, HIDDEN, EXPERTS = 8, 16, 32, 24, 8

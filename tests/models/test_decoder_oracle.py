@@ -19,8 +19,8 @@ from jaxllm.config import (
     NormConfig,
     RopeConfig,
 )
-from jaxllm.layers.param import Recipe, leaves
-from jaxllm.models.decoder import Decoder, canonical_name, init, layer_numbers, merge, nest
+from jaxllm.layers.param import Recipe, leaves, nest
+from jaxllm.models.decoder import Decoder, canonical_name, init, layer_numbers, merge
 
 SCALED = RopeConfig(theta=100.0, scaling=Llama3Scaling(factor=4.0, original_max_positions=64))
 """Of 8 pairs of features some keep their frequency, some are stretched, some lie between, within 32 positions."""

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from jaxllm.config import MeshConfig
-from jaxllm.models.decoder import nest
+from jaxllm.layers.param import nest
 
 SHAPE = (8, 128)
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)

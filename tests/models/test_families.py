@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from jaxllm.config import AttentionConfig, BlockConfig, MeshConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
-from jaxllm.layers.param import Recipe, leaves
-from jaxllm.models.decoder import Decoder, declarations, nest
+from jaxllm.layers.param import Recipe, leaves, nest
+from jaxllm.models.decoder import Decoder, declarations
 from jaxllm.roofline.transformer import parameters
 
 LAYER_NORM = NormConfig(kind="layer", epsilon=1e-3)
