@@ -62,6 +62,7 @@ def register(commands: Any) -> None:
     experts.add_argument("config", help="experiment, a TOML file")
     experts.add_argument("--turns", type=int, default=10, help="timed steps of each (10)")
     experts.add_argument("--times", type=int, default=8, help="how many times more experts (8)")
+    experts.add_argument("--tokens", type=int, default=2**14, help="of a step (16384; 0: the experiment's batch)")
     experts.epilog = OVERRIDES
     balance = add(
         "balance", _balance, "Train an experiment with experts balanced by a bias, by a loss, and not at all."
@@ -200,7 +201,7 @@ def _experts(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     keep_memory()
     from jaxllm.bench import experts
 
-    result = experts.measure(load(arguments, rest), arguments.turns, arguments.times)
+    result = experts.measure(load(arguments, rest), arguments.turns, arguments.times, arguments.tokens)
     print(json.dumps(result, indent=2) if arguments.json else experts.text(result))
     return DONE
 

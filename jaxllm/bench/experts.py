@@ -11,7 +11,9 @@ Four steps take turns on a batch of random tokens, each as `bench step` runs it:
     ratio    median over turns of (seconds of a step / seconds of the step it is compared with, in the same turn)
 
 Norms, moments and new weights are of all parameters, the active ones or not: what they take weighs the more the fewer
-tokens a step has. Tokens are random and routers untrained: loads are uneven, as they are at the beginning of a run.
+tokens a step has. A device that trains experts has hundreds to thousands of rows for each; a quickstart's batch has 64
+where there are 64 experts, so the tokens of a step are a choice of the measurement. They are random and the routers
+untrained: loads are uneven, as they are at the beginning of a run.
 """
 
 from collections.abc import Mapping
@@ -31,13 +33,14 @@ _COMPARED = {"dense": "dense", "few": "dense", "many": "few", "fine": "few"}
 """What each is compared with."""
 
 
-def measure(experiment: Experiment, num_turns: int = 10, times: int = 8) -> dict[str, Any]:
+def measure(experiment: Experiment, num_turns: int = 10, times: int = 8, num_tokens: int = 0) -> dict[str, Any]:
     """Time an experiment's step beside those of a dense model and of models with more experts.
 
     Args:
         experiment: with experts; of its data only the vocabulary and the batch's shape count.
         num_turns: timed steps of each, behind those that are not.
         times: how many times more experts the others have.
+        num_tokens: of a step, rounded down to whole rows of the first phase; 0 for the experiment's batch.
 
     Returns:
         Plain data that JSON can hold: name, tokens, turns, compute; steps, each with name, experts, experts_per_token,
@@ -45,12 +48,13 @@ def measure(experiment: Experiment, num_turns: int = 10, times: int = 8) -> dict
         step_seconds_quartiles, compared (with which), ratio and ratio_quartiles.
 
     Raises:
-        ValueError: the experiment has no experts, too few turns, or as `bench.step.measure`.
+        ValueError: the experiment has no experts, too few turns or tokens, or as `bench.step.measure`.
     """
     if num_turns < 1:
         raise ValueError(f"--turns {num_turns}: time at least one turn")
     if times < 2:
         raise ValueError(f"--times {times}: use 2 or more, such as 8")
+    experiment = _with_tokens(experiment, num_tokens)
     model = step.known_vocabulary(experiment)
     if not any(block.mlp.experts for block in model.blocks):
         raise ValueError("model.mlp.experts: there are none to measure; name an experiment with experts")
@@ -121,6 +125,18 @@ def changed(model: ModelConfig, name: str, times: int) -> ModelConfig | None:
     if base is None or None in prefix or None in period:
         return None
     return replace(model, mlp=base, prefix=tuple(prefix), period=tuple(period))
+
+
+def _with_tokens(experiment: Experiment, num_tokens: int) -> Experiment:
+    """The experiment with a batch of that many tokens, in rows as long as its first phase has them."""
+    phase = experiment.data.phases[0]
+    if not num_tokens:
+        return experiment
+    if num_tokens < phase.sequence_length:
+        raise ValueError(f"--tokens {num_tokens}: a row alone has {phase.sequence_length}")
+    replace = msgspec.structs.replace
+    phase = replace(phase, batch_size=num_tokens // phase.sequence_length)
+    return replace(experiment, data=replace(experiment.data, phases=(phase,)))
 
 
 def _row(name: str, model: ModelConfig, num_tokens: int, taken: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def test_steps_take_turns_and_are_compared_in_each(monkeypatch):
     assert found["few"]["step_seconds_quartiles"] == pytest.approx([1.2, 1.8])
     assert found["many"]["rows"] == tiny.ROWS * tiny.LENGTH * 2 / 8
     assert "1.25 x few" in experts.text(result)
+    assert result["tokens"] == tiny.ROWS * tiny.LENGTH
+    speeds = iter([1.0])
+    assert (
+        experts.measure(tiny.experiment(MODEL, MeshConfig()), 1, 2, 16 * tiny.LENGTH + 1)["tokens"] == 16 * tiny.LENGTH
+    )
 
 
 def test_runs_differ_in_what_balances_them_only():
@@ -84,6 +89,7 @@ def test_a_claim_holds_up_to_its_bar():
         (lambda: experts.measure(tiny.experiment()), "there are none to measure"),
         (lambda: experts.measure(tiny.experiment(MODEL), 0), "--turns 0: time at least one turn"),
         (lambda: experts.measure(tiny.experiment(MODEL), 1, 1), "--times 1: use 2 or more"),
+        (lambda: experts.measure(tiny.experiment(MODEL), 1, 2, 3), f"--tokens 3: a row alone has {tiny.LENGTH}"),
         (lambda: balance.measure(tiny.experiment()), "there are none to balance"),
         (lambda: balance.measure(tiny.experiment(MODEL), 0), "--seeds 0: train one at least"),
         (lambda: balance.measure(tiny.experiment(MODEL), 1, -1), "--steps -1: use a number"),
